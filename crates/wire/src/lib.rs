@@ -1,0 +1,63 @@
+//! Version 1 of the protocol that the two halves of a relay speak: a sans-IO codec.
+//!
+//! One TCP connection, each side sending a [`Preamble`] and then frames:
+//!
+//! ```text
+//! preamble  "UNMOOR\r\n"  be16 oldest version  be16 newest version  be32 0
+//! frame     u8 kind  u8 0  be16 0  be32 length  payload
+//!
+//! kind 1  control   a `Message` in postcard encoding
+//! kind 2  pages     be16 block, then (be32 page index, page content) repeated
+//! kind 3  zeros     be16 block, then (be32 first index, be32 count) repeated
+//! kind 4  device    bytes of QEMU's opaque device part
+//! ```
+//!
+//! The course of a migration:
+//!
+//! ```text
+//! source                                      destination
+//!   Hello (session, seed, VM facts)     ──►
+//!                                       ◄──   Accept (VM facts)
+//!   Head, RamSetup                      ──►
+//!   pages, zeros … PassEnd … pages      ──►   every page hashed into the table
+//!   RamEnd, device …, DeviceEnd(digest) ──►   digest compared, QEMU asked for a PONG
+//!                                       ◄──   Ready(digest)
+//!   (commit recorded with the guardian)
+//!   Commit                              ──►   QEMU gets its end mark and runs the VM
+//!                                       ◄──   Committed
+//!   Bye                                 ──►
+//! ```
+//!
+//! Either side may send `Abort` until `Commit` has been sent; `KeepAlive` at any time. A source
+//! that lost the connection after its decision was recorded connects again and sends a `Verdict`
+//! in place of `Hello`.
+//!
+//! Everything that a length field announces is bounded by [`MAX_PAYLOAD`] before a byte of it is
+//! buffered; bulk content is borrowed from the caller's buffer.
+
+mod batch;
+mod decode;
+mod error;
+#[cfg(feature = "test-support")]
+pub mod fuzz_entry;
+mod message;
+mod preamble;
+
+pub use batch::{BatchWriter, PageRun, PagesFrame, ZERO_PAGES_MAX, ZerosFrame};
+pub use decode::{Decoder, Frame, put_control, put_device};
+pub use error::WireError;
+pub use message::{
+    AbortCode, Accept, Block, Capabilities, Digest, Hello, Message, RamSetup, Started,
+};
+pub use preamble::{Preamble, VERSION_NEWEST, VERSION_OLDEST};
+
+/// Length of a frame's header in bytes.
+pub const FRAME_HEADER: usize = 8;
+
+/// The largest payload of a frame in bytes: neither side sends more, and a larger length field
+/// ends the session before anything is allocated for it.
+pub const MAX_PAYLOAD: usize = 2 << 20;
+
+/// Content bytes after which a batch of pages is closed; keeps a frame well below
+/// [`MAX_PAYLOAD`] and lets the receiver work while the rest is on its way.
+pub const BATCH_BYTES: usize = 256 << 10;

@@ -1,0 +1,276 @@
+//! Control messages: small, rare, encoded with postcard.
+//!
+//! The position of a variant in [`Message`] and [`AbortCode`] is its number on the wire: new ones
+//! go at the end, none is ever removed. The golden-byte tests hold this.
+
+use serde::{Deserialize, Serialize};
+
+use crate::WireError;
+
+/// A set of optional parts of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Capabilities(pub u64);
+
+impl Capabilities {
+    /// Page contents are compared by XXH3-128 with the session's seed.
+    pub const XXH3_128: Capabilities = Capabilities(1 << 0);
+    /// The outcome can be asked for on a new connection ([`Message::Verdict`]).
+    pub const VERDICT: Capabilities = Capabilities(1 << 1);
+    /// Everything that this release knows.
+    pub const OURS: Capabilities = Capabilities(Self::XXH3_128.0 | Self::VERDICT.0);
+    /// What this release cannot do without.
+    pub const REQUIRED: Capabilities = Self::OURS;
+
+    /// What both sides have, unless one requires more than the other offers.
+    pub fn negotiate(
+        self,
+        peer_offers: Capabilities,
+        peer_requires: Capabilities,
+    ) -> Result<Capabilities, WireError> {
+        let missing = peer_requires.0 & !self.0;
+        if missing != 0 {
+            return Err(WireError::MissingCapabilities(missing));
+        }
+        Ok(Capabilities(self.0 & peer_offers.0))
+    }
+}
+
+/// The source's opening message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Names this migration on both hosts and in every message about it.
+    pub session: [u8; 16],
+    /// Seed of the page hashes: random for each session, so that nobody can prepare two contents
+    /// with the same hash.
+    pub seed: u64,
+    /// Release of unmoor, for people.
+    pub software: String,
+    /// Optional parts that this side can do.
+    pub offers: Capabilities,
+    /// Optional parts that this side cannot do without.
+    pub requires: Capabilities,
+    /// Facts about the VM as a JSON object, so that either side may know fields that the other
+    /// does not.
+    pub vm_facts: String,
+}
+
+/// The destination's answer to [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accept {
+    /// Release of unmoor, for people.
+    pub software: String,
+    /// What both sides will use.
+    pub uses: Capabilities,
+    /// Facts about the waiting QEMU as a JSON object.
+    pub vm_facts: String,
+}
+
+/// One of QEMU's RAM blocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// QEMU's name for it.
+    pub name: String,
+    /// Length in bytes.
+    pub used_length: u64,
+    /// Host page size in bytes where the stream names it.
+    pub page_size: Option<u64>,
+    /// Address of the memory region where the stream names it.
+    pub region_addr: Option<u64>,
+}
+
+/// The head of the `ram` section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamSetup {
+    /// The number that this stream uses for the section.
+    pub section_id: u32,
+    /// QEMU's instance number (0).
+    pub instance_id: u32,
+    /// QEMU's version of the section (4).
+    pub version_id: u32,
+    /// Guest page size in bytes: the unit of page indexes.
+    pub page_size: u32,
+    /// The RAM blocks; frames name them by their position here.
+    pub blocks: Vec<Block>,
+}
+
+/// What a half knows of all memory that travelled: equal on both sides exactly if every page
+/// arrived with the content that was sent last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Digest {
+    /// Pages known to the table.
+    pub pages: u64,
+    /// Sum over all pages of a hash of (block, page index, content hash).
+    pub sum: u128,
+}
+
+/// How the VM started at the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// Whether the VM runs (a QEMU started with `-S` stays paused).
+    pub running: bool,
+    /// Microseconds between receiving `Commit` and QEMU's RESUME event, on the destination's
+    /// clock.
+    pub resume_after_us: u64,
+}
+
+/// Why a side gives up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AbortCode {
+    /// The user or a time limit ended it.
+    Cancelled,
+    /// The peer broke the protocol.
+    Protocol,
+    /// QEMU failed on the sender's side.
+    Qemu,
+    /// The two VMs do not fit each other.
+    Mismatch,
+    /// Memory at the destination is not what was sent.
+    Digest,
+    /// The sender is busy with another migration.
+    Busy,
+    /// Anything else.
+    Other,
+}
+
+/// A control message. The order of the variants is the wire format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// Source: opens a session.
+    Hello(Hello),
+    /// Destination: takes part.
+    Accept(Accept),
+    /// Source: the stream's head, from QEMU's magic to the end of the configuration section.
+    Head(Vec<u8>),
+    /// Source: the RAM blocks.
+    RamSetup(RamSetup),
+    /// Source: bytes of QEMU's stream that go through unchanged between RAM sections (early
+    /// device sections, commands).
+    Through(Vec<u8>),
+    /// Source: QEMU has begun another walk over its dirty pages; the number of the one that ended.
+    PassEnd(u32),
+    /// Source: all memory has been sent.
+    RamEnd,
+    /// Source: all device state has been sent; its length in bytes and the digest of all memory.
+    DeviceEnd {
+        /// Bytes of device state.
+        bytes: u64,
+        /// The source's digest.
+        digest: Digest,
+    },
+    /// Destination: everything is loaded, the digests are equal, the VM can run on `Commit`.
+    Ready(Digest),
+    /// Source: run the VM. From here on the source never runs it again.
+    Commit,
+    /// Destination: the VM has been started.
+    Committed(Started),
+    /// Source: the outcome is known; nothing more follows.
+    Bye,
+    /// Either side: gives up; valid until `Commit` has been sent.
+    Abort {
+        /// The kind of reason.
+        code: AbortCode,
+        /// One sentence for people.
+        reason: String,
+    },
+    /// Either side: still there.
+    KeepAlive,
+    /// Source (or its guardian), first message on a new connection: the decision taken for a
+    /// session whose connection was lost. Answered with `Committed`, or with `Abort`.
+    Verdict {
+        /// The session.
+        session: [u8; 16],
+        /// Whether the commit was recorded.
+        commit: bool,
+    },
+}
+
+impl Message {
+    /// The variant's name, for messages to people.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Hello(_) => "Hello",
+            Message::Accept(_) => "Accept",
+            Message::Head(_) => "Head",
+            Message::RamSetup(_) => "RamSetup",
+            Message::Through(_) => "Through",
+            Message::PassEnd(_) => "PassEnd",
+            Message::RamEnd => "RamEnd",
+            Message::DeviceEnd { .. } => "DeviceEnd",
+            Message::Ready(_) => "Ready",
+            Message::Commit => "Commit",
+            Message::Committed(_) => "Committed",
+            Message::Bye => "Bye",
+            Message::Abort { .. } => "Abort",
+            Message::KeepAlive => "KeepAlive",
+            Message::Verdict { .. } => "Verdict",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(message: &Message) -> Vec<u8> {
+        postcard::to_stdvec(message).unwrap()
+    }
+
+    #[test]
+    fn numbers_on_the_wire_are_fixed() {
+        let numbered: Vec<(u8, Message)> = vec![
+            (2, Message::Head(vec![])),
+            (4, Message::Through(vec![])),
+            (5, Message::PassEnd(0)),
+            (6, Message::RamEnd),
+            (8, Message::Ready(Digest::default())),
+            (9, Message::Commit),
+            (11, Message::Bye),
+            (13, Message::KeepAlive),
+        ];
+        for (number, message) in numbered {
+            assert_eq!(bytes(&message)[0], number, "{}", message.name());
+        }
+    }
+
+    #[test]
+    fn golden_bytes() {
+        assert_eq!(bytes(&Message::PassEnd(300)), [5, 0xac, 0x02]);
+        assert_eq!(
+            bytes(&Message::Committed(Started {
+                running: true,
+                resume_after_us: 5
+            })),
+            [10, 1, 5]
+        );
+        assert_eq!(
+            bytes(&Message::Abort {
+                code: AbortCode::Digest,
+                reason: "no".into()
+            }),
+            [12, 4, 2, b'n', b'o']
+        );
+        let mut verdict = vec![14];
+        verdict.extend([7; 16]);
+        verdict.push(1);
+        assert_eq!(
+            bytes(&Message::Verdict {
+                session: [7; 16],
+                commit: true
+            }),
+            verdict
+        );
+    }
+
+    #[test]
+    fn capabilities_intersect_and_requirements_bind() {
+        let ours = Capabilities(0b011);
+        assert_eq!(
+            ours.negotiate(Capabilities(0b110), Capabilities(0b010)),
+            Ok(Capabilities(0b010))
+        );
+        assert_eq!(
+            ours.negotiate(Capabilities(0b110), Capabilities(0b110)),
+            Err(WireError::MissingCapabilities(0b100))
+        );
+    }
+}
