@@ -1,0 +1,240 @@
+//! The command line. Help, manual pages and completions all come from here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+
+use crate::exit::Exit;
+
+/// Live migration of QEMU/KVM virtual machines through a relay on each host.
+///
+/// Works with the QEMU that you already run: start the destination with `-incoming defer`, run
+/// `unmoor receive` beside it, then `unmoor send` beside the source.
+#[derive(Debug, Parser)]
+#[command(name = "unmoor", version, after_help = Exit::HELP, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Moves a running VM to a host where `unmoor receive` waits.
+    Send(SendArgs),
+    /// Waits for a VM and gives it to a QEMU started with `-incoming defer`.
+    Receive(ReceiveArgs),
+    /// Says whether a VM can be moved, and what to change if not.
+    Check(CheckArgs),
+    /// Prints a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Writes the manual pages into a directory.
+    Man {
+        /// The directory, which must exist.
+        #[arg(value_hint = ValueHint::DirPath)]
+        directory: PathBuf,
+    },
+    /// Watches a source half and resumes the VM if that dies before the commit.
+    #[command(hide = true)]
+    Guardian,
+}
+
+/// Arguments of `unmoor send`.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::HELP)]
+pub struct SendArgs {
+    /// QMP socket of the running QEMU.
+    #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
+    pub qmp: PathBuf,
+
+    /// Where `unmoor receive` listens.
+    #[arg(long, value_name = "HOST:PORT", value_hint = ValueHint::Hostname)]
+    pub to: String,
+
+    /// Longest acceptable stop of the VM at the switchover.
+    #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = downtime)]
+    pub downtime_limit: Duration,
+
+    /// Most that may be sent while the VM runs, for example 1Gbit or 100MB, per second. The
+    /// switchover itself is not limited.
+    #[arg(long, value_name = "RATE", value_parser = bandwidth)]
+    pub bandwidth: Option<u64>,
+
+    /// Gives up, leaving the VM where it is, when it has not moved after this time.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub timeout: Option<Duration>,
+
+    /// Runs a shell command when the destination is ready and the VM is stopped, just before the
+    /// commit; if it fails, the VM resumes here. Its run time is downtime.
+    #[arg(long, value_name = "COMMAND")]
+    pub before_commit: Option<String>,
+
+    #[command(flatten)]
+    /// The connection.
+    pub net: NetArgs,
+
+    #[command(flatten)]
+    /// The output.
+    pub output: OutputArgs,
+}
+
+/// Arguments of `unmoor receive`.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::HELP)]
+pub struct ReceiveArgs {
+    /// QMP socket of the QEMU that waits with `-incoming defer`.
+    #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
+    pub qmp: PathBuf,
+
+    /// Address to listen on.
+    #[arg(long, value_name = "HOST:PORT", value_hint = ValueHint::Hostname)]
+    pub listen: String,
+
+    /// Ends with the first connection, also if it comes to nothing.
+    #[arg(long)]
+    pub once: bool,
+
+    #[command(flatten)]
+    /// The connection.
+    pub net: NetArgs,
+
+    #[command(flatten)]
+    /// The output.
+    pub output: OutputArgs,
+}
+
+/// Arguments of `unmoor check`.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::HELP)]
+pub struct CheckArgs {
+    /// QMP socket of the QEMU to check.
+    #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
+    pub qmp: PathBuf,
+
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How to connect.
+#[derive(Debug, Clone, Args)]
+pub struct NetArgs {
+    /// Allows plain text, on loopback and private networks only.
+    #[arg(long)]
+    pub insecure: bool,
+
+    /// Allows plain text on any network: guest memory can be read and changed on the way.
+    #[arg(long)]
+    pub insecure_anywhere: bool,
+
+    /// Silence after which the peer is given up.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = silence)]
+    pub peer_timeout: Duration,
+}
+
+/// What to print.
+#[derive(Debug, Clone, Args)]
+pub struct OutputArgs {
+    /// Prints one JSON event a line.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Prints nothing but the summary and errors.
+    #[arg(long, short, conflicts_with = "json")]
+    pub quiet: bool,
+}
+
+fn downtime(text: &str) -> Result<Duration, String> {
+    let limit = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (Duration::from_millis(1)..=Duration::from_secs(2000)).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err("QEMU takes 1ms to 2000s".into())
+    }
+}
+
+fn silence(text: &str) -> Result<Duration, String> {
+    let limit = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if limit >= Duration::from_secs(3) {
+        Ok(limit)
+    } else {
+        Err("at least 3s: a living peer may be silent for one".into())
+    }
+}
+
+/// Bytes per second from a rate such as `1Gbit`, `100Mbit`, `118MB`, `50MiB`, with or without
+/// `/s` or `ps`.
+fn bandwidth(text: &str) -> Result<u64, String> {
+    let explain = || "write a rate such as 1Gbit, 100Mbit, 118MB or 50MiB (per second)".to_owned();
+    let trimmed = text.trim();
+    let trimmed = trimmed
+        .strip_suffix("/s")
+        .or_else(|| trimmed.strip_suffix("ps"))
+        .unwrap_or(trimmed);
+    let unit_at = trimmed
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .ok_or_else(explain)?;
+    let (number, unit) = trimmed.split_at(unit_at);
+    let number: f64 = number.parse().map_err(|_| explain())?;
+    let bytes = match unit.trim().to_ascii_lowercase().as_str() {
+        "bit" => 1.0 / 8.0,
+        "kbit" => 1e3 / 8.0,
+        "mbit" => 1e6 / 8.0,
+        "gbit" => 1e9 / 8.0,
+        "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        _ => return Err(explain()),
+    };
+    let rate = number * bytes;
+    if !(64e3..=1e13).contains(&rate) {
+        return Err("a rate between 512kbit and 80000Gbit, please".into());
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked just above"
+    )]
+    let rate = rate as u64;
+    Ok(rate)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn rates_in_bits_and_bytes() {
+        assert_eq!(bandwidth("1Gbit"), Ok(125_000_000));
+        assert_eq!(bandwidth("100 Mbit/s"), Ok(12_500_000));
+        assert_eq!(bandwidth("1.5MB"), Ok(1_500_000));
+        assert_eq!(bandwidth("2MiB/s"), Ok(2 << 20));
+        for wrong in ["1000", "fast", "10Mfoo", "1bit", "-5MB", "9999999Gbit"] {
+            assert!(bandwidth(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn limits_that_qemu_would_refuse_are_refused_here() {
+        assert!(downtime("0ms").is_err());
+        assert!(downtime("3000s").is_err());
+        assert_eq!(downtime("300ms"), Ok(Duration::from_millis(300)));
+    }
+}

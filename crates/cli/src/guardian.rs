@@ -1,0 +1,201 @@
+//! The guardian: a tiny second process that does the one right thing when the source half dies.
+//!
+//! Without QEMU's own return path the source VM goes to rest by itself once QEMU has written its
+//! stream, and never resumes by itself: two copies can never run, but a source half that dies
+//! before the commit would leave the VM paused. So the source half starts a guardian first and
+//! tells it, over a pipe, the little that it needs:
+//!
+//! ```text
+//! source half ──Guard (what to restore)──► guardian
+//!             ──Commit───────────────────►          from here on: let the VM rest
+//!             ◄─ack──────────────────────           only now is the commit sent
+//!             ──Done─────────────────────►          exits
+//! ```
+//!
+//! The pipe closing without `Done` means that the source half has died. Before `Commit` the
+//! guardian cancels QEMU's migration, resumes the VM, restores its settings and tells the
+//! destination; after `Commit` it does nothing. It is in a session of its own and ignores the
+//! signals that end its parent.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hypervisor::{Saved, Vm};
+use migrate::put_verdict;
+use rustix::event::{PollFd, PollFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::poll::wait;
+
+/// Longest wait for the guardian's acknowledgement of a commit.
+const ACK_LIMIT: Duration = Duration::from_secs(5);
+/// Longest wait for QEMU's monitor after the source half has died and let go of it.
+const QMP_LIMIT: Duration = Duration::from_secs(30);
+/// Longest wait for the VM to run again.
+const RECOVER_LIMIT: Duration = Duration::from_secs(60);
+/// Longest wait for the destination to hear that there was no commit. It does not run the VM
+/// either way.
+const TELL_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the guardian does when the source half dies.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Watch {
+    pub session: [u8; 16],
+    pub qmp: PathBuf,
+    pub peer: SocketAddr,
+    /// Whether the VM ran when the migration began.
+    pub was_running: bool,
+    /// The settings that the migration changes.
+    pub saved: Saved,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Order {
+    Guard(Box<Watch>),
+    Commit,
+    Done,
+}
+
+/// The source half's end.
+#[derive(Debug)]
+pub(crate) struct Guardian {
+    child: Child,
+    orders: ChildStdin,
+    acks: ChildStdout,
+}
+
+impl Guardian {
+    /// Starts a guardian.
+    pub(crate) fn start() -> io::Result<Self> {
+        let mut child = Command::new("/proc/self/exe")
+            .arg("guardian")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let (Some(orders), Some(acks)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(io::Error::other("the guardian has no pipes"));
+        };
+        Ok(Guardian {
+            child,
+            orders,
+            acks,
+        })
+    }
+
+    /// Tells what to restore; returns when the guardian has understood.
+    pub(crate) fn guard(&mut self, watch: Watch) -> io::Result<()> {
+        self.order(&Order::Guard(Box::new(watch)))?;
+        self.await_ack()
+    }
+
+    /// Records the commit; returns when it is safe to tell the destination.
+    pub(crate) fn commit(&mut self) -> io::Result<()> {
+        self.order(&Order::Commit)?;
+        self.await_ack()
+    }
+
+    /// The migration has ended one way or the other and all is restored.
+    pub(crate) fn done(mut self) {
+        // If it is gone already there is nothing to end.
+        let _ = self.order(&Order::Done);
+        drop(self.orders);
+        let _ = self.child.wait();
+    }
+
+    fn order(&mut self, order: &Order) -> io::Result<()> {
+        let mut line = serde_json::to_vec(order)?;
+        line.push(b'\n');
+        self.orders.write_all(&line)
+    }
+
+    fn await_ack(&mut self) -> io::Result<()> {
+        let mut fds = [PollFd::new(&self.acks, PollFlags::IN)];
+        if wait(&mut fds, Some(Instant::now() + ACK_LIMIT))? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let mut ack = [0];
+        io::Read::read_exact(&mut self.acks, &mut ack)
+    }
+}
+
+/// The guardian process.
+pub(crate) fn run() -> io::Result<()> {
+    // A session of its own: whatever ends the source half's process group, a terminal's Ctrl-C
+    // or a script's kill, does not reach the guardian.
+    rustix::process::setsid().ok();
+    for signal in [
+        signal_hook::consts::SIGINT,
+        signal_hook::consts::SIGTERM,
+        signal_hook::consts::SIGHUP,
+    ] {
+        let ignored = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        signal_hook::flag::register(signal, ignored)?;
+    }
+    let mut watch = None;
+    let mut committed = false;
+    for line in BufReader::new(io::stdin().lock()).lines() {
+        let Ok(order) = line.and_then(|line| Ok(serde_json::from_str(&line)?)) else {
+            break;
+        };
+        match order {
+            Order::Guard(new) => watch = Some(new),
+            Order::Commit => committed = true,
+            Order::Done => return Ok(()),
+        }
+        let mut stdout = io::stdout().lock();
+        // Should the source half be gone already, the end of its pipe comes next.
+        let _ = stdout.write_all(b"+").and_then(|()| stdout.flush());
+    }
+    match watch {
+        Some(_) if committed => {
+            eprintln!(
+                "unmoor guardian: the relay died after the commit: the VM belongs to the destination and rests here"
+            );
+        }
+        Some(watch) => match rescue(&watch) {
+            Ok(how) => eprintln!("unmoor guardian: the relay died before the commit: {how}"),
+            Err(error) => eprintln!(
+                "unmoor guardian: the relay died before the commit and the VM could not be resumed: {error}; resume it with `cont` on {}",
+                watch.qmp.display()
+            ),
+        },
+        None => {}
+    }
+    Ok(())
+}
+
+fn rescue(watch: &Watch) -> Result<String, hypervisor::Error> {
+    let mut vm = connect(&watch.qmp)?;
+    let recovered = hypervisor::recover_source(&mut vm, watch.was_running, RECOVER_LIMIT)?;
+    let restored = watch.saved.restore(&mut vm);
+    tell_destination(watch);
+    restored?;
+    Ok(recovered.to_string())
+}
+
+/// QEMU serves one monitor client at a time, and the dead relay was it: QEMU may need a moment
+/// to notice.
+fn connect(qmp: &Path) -> Result<Vm, hypervisor::Error> {
+    Vm::connect(qmp, QMP_LIMIT)
+}
+
+/// Best effort: a destination that waits for a verdict may give up its VM.
+fn tell_destination(watch: &Watch) {
+    let tell = || {
+        let mut stream = std::net::TcpStream::connect_timeout(&watch.peer, TELL_LIMIT)?;
+        stream.set_write_timeout(Some(TELL_LIMIT))?;
+        let mut out = Vec::new();
+        put_verdict(watch.session, false, &mut out);
+        stream.write_all(&out)
+    };
+    if let Err(error) = tell() {
+        let error: io::Error = error;
+        eprintln!(
+            "unmoor guardian: the destination at {} could not be told ({error}); it does not run the VM",
+            watch.peer
+        );
+    }
+}

@@ -1,0 +1,56 @@
+//! `unmoor`: live migration of QEMU/KVM virtual machines through a relay on each host.
+//!
+//! [`run`] is the whole program. The data's way: QEMU's stream is read in [`send`], goes through
+//! the engine of the crate `migrate` and over a [`net`] link to [`receive`], which writes the
+//! destination QEMU's stream. Sockets, QMP, clocks and signals are here; what to do with them is
+//! decided in `migrate`.
+
+pub mod args;
+mod buffer;
+mod check;
+mod docs;
+pub mod exit;
+mod guardian;
+mod net;
+mod pace;
+mod poll;
+mod receive;
+mod report;
+mod send;
+mod signals;
+
+use std::time::Duration;
+
+use args::{Cli, Command};
+use exit::Exit;
+
+/// Longest wait for QEMU's monitor to greet.
+const QMP_CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// This release, as it introduces itself to the peer.
+const SOFTWARE: &str = concat!("unmoor ", env!("CARGO_PKG_VERSION"));
+
+/// Runs the program.
+pub fn run(cli: Cli) -> Exit {
+    match cli.command {
+        Command::Send(args) => send::run(&args),
+        Command::Receive(args) => receive::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Completions { shell } => docs::completions(shell),
+        Command::Man { directory } => docs::man(&directory),
+        Command::Guardian => match guardian::run() {
+            Ok(()) => Exit::Success,
+            Err(error) => {
+                eprintln!("unmoor guardian: {error}");
+                Exit::Failed
+            }
+        },
+    }
+}
+
+/// Bytes from the system's random source.
+fn random<const N: usize>() -> Result<[u8; N], getrandom::Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes)
+}

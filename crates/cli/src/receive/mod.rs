@@ -1,0 +1,136 @@
+//! `unmoor receive`: the destination half's shell.
+
+mod session;
+
+use std::net::TcpListener;
+
+use hypervisor::{Vm, VmFacts, check_destination};
+use rustix::event::{PollFd, PollFlags};
+
+use crate::QMP_CONNECT_LIMIT;
+use crate::args::ReceiveArgs;
+use crate::exit::Exit;
+use crate::net::{self, Link, Trust};
+use crate::poll::wait;
+use crate::report::{Event, Report, reporter};
+use crate::send::{Failure, tell_findings};
+use crate::signals::Signals;
+use session::{Ending, Session};
+
+/// What waits for a VM.
+pub(crate) struct Receiver<'a> {
+    args: &'a ReceiveArgs,
+    trust: Trust,
+    report: Box<dyn Report>,
+    signals: Signals,
+    listener: TcpListener,
+    vm: Vm,
+    facts: VmFacts,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &ReceiveArgs) -> Exit {
+    let mut report = reporter(args.output.json, args.output.quiet);
+    let prepared = prepare(args, report.as_mut());
+    match prepared {
+        Ok((trust, signals, listener, vm, facts)) => Receiver {
+            args,
+            trust,
+            report,
+            signals,
+            listener,
+            vm,
+            facts,
+        }
+        .serve(),
+        Err(failure) => fail(report.as_mut(), &failure, "the QEMU here was not touched"),
+    }
+}
+
+type Prepared = (Trust, Signals, TcpListener, Vm, VmFacts);
+
+fn prepare(args: &ReceiveArgs, report: &mut dyn Report) -> Result<Prepared, Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
+    let signals = Signals::install().map_err(|e| failed(&e))?;
+    let trust = Trust::from_flags(args.net.insecure, args.net.insecure_anywhere);
+    let mut vm = Vm::connect(&args.qmp, QMP_CONNECT_LIMIT).map_err(|e| failed(&e))?;
+    let findings = check_destination(&mut vm).map_err(|e| failed(&e))?;
+    tell_findings(&findings, report)?;
+    let facts = vm.facts().map_err(|e| failed(&e))?;
+    let listener = net::listen(&args.listen, trust)?;
+    Ok((trust, signals, listener, vm, facts))
+}
+
+fn fail(report: &mut dyn Report, failure: &Failure, vm: &str) -> Exit {
+    let exit = failure.exit();
+    report.tell(&Event::Failed {
+        exit: exit as u8,
+        error: failure.to_string(),
+        vm: vm.to_owned(),
+    });
+    exit
+}
+
+impl Receiver<'_> {
+    fn serve(mut self) -> Exit {
+        if let Ok(address) = self.listener.local_addr() {
+            self.report.tell(&Event::Listening {
+                address: address.to_string(),
+            });
+        }
+        loop {
+            let link = match self.next_connection() {
+                Ok(link) => link,
+                Err(failure) => {
+                    return fail(
+                        self.report.as_mut(),
+                        &failure,
+                        "the QEMU here goes on waiting",
+                    );
+                }
+            };
+            match Session::new(&mut self, link).run() {
+                Ending::Over(exit) => return exit,
+                Ending::Untouched(failure) => {
+                    if self.args.once {
+                        return fail(
+                            self.report.as_mut(),
+                            &failure,
+                            "the QEMU here was not touched",
+                        );
+                    }
+                    self.report.tell(&Event::Note {
+                        text: format!("{failure}; waiting for another source"),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Waits for a source to connect.
+    fn next_connection(&mut self) -> Result<Link, Failure> {
+        let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
+        loop {
+            let mut fds = [
+                PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN),
+                PollFd::new(&self.listener, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.vm.fd(), PollFlags::IN),
+            ];
+            wait(&mut fds, None).map_err(|e| failed(&e))?;
+            let signalled = !fds[0].revents().is_empty();
+            let spoken = !fds[2].revents().is_empty();
+            if signalled && self.signals.take() {
+                return Err(Failure::Cancelled("cancelled by a signal".into()));
+            }
+            if spoken {
+                // Events while nothing happens are of no interest; the end of QEMU is.
+                self.vm.process().map_err(|error| {
+                    Failure::Failed(format!("the QEMU here has ended: {error}"))
+                })?;
+            }
+            if let Some(link) = net::accept(&self.listener, self.trust).map_err(|e| failed(&e))? {
+                return Ok(link);
+            }
+        }
+    }
+}

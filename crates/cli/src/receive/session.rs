@@ -1,0 +1,586 @@
+//! One migration seen from the destination: the loop that feeds the engine and does what it asks.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant, SystemTime};
+
+use hypervisor::{Incoming, RunState, Saved, VmFacts, discard_destination};
+use migrate::{
+    Destination, DestinationAction, DestinationPhase, Fault, KeepAlive, Liveness, Outputs,
+};
+use qemu_stream::return_path::ReturnPathParser;
+use rustix::event::{PollFd, PollFlags};
+use wire::{AbortCode, Hello, Message, Preamble, Started, put_control};
+
+use super::Receiver;
+use crate::buffer::{Filled, Input, Output};
+use crate::exit::Exit;
+use crate::net::{self, Link};
+use crate::poll::wait;
+use crate::report::{Event, session_name};
+use crate::send::Failure;
+
+/// Bytes waiting for QEMU beyond which nothing more is read from the link.
+const WAITING_MAX: usize = 512 << 10;
+/// Longest wait for the peer to take our last words.
+const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
+/// How long a started VM's relay waits for a source that may not know yet.
+const LINGER: Duration = Duration::from_secs(60);
+/// Longest wait for a QEMU that is being given up to end.
+const DISCARD_LIMIT: Duration = Duration::from_secs(5);
+/// Guest memory that a source may describe beyond twice what this QEMU has: firmware, video
+/// memory and the like.
+const MEMORY_SLACK: u64 = 1 << 30;
+/// The name under which QEMU knows its end of the stream.
+const STREAM_FD: &str = "unmoor-incoming";
+
+/// How a session ended.
+pub(super) enum Ending {
+    /// The QEMU here has been used, one way or the other.
+    Over(Exit),
+    /// QEMU has not been touched: another source may try.
+    Untouched(Failure),
+}
+
+/// A migration to here.
+pub(super) struct Session<'r, 'a> {
+    receiver: &'r mut Receiver<'a>,
+    engine: Destination,
+    /// Absent after a loss, while the source may have committed.
+    link: Option<Connection>,
+    to_peer: Output,
+    to_qemu: Output,
+    qemu: Option<Qemu>,
+    saved: Option<Saved>,
+    session: Option<[u8; 16]>,
+    committed: Option<Duration>,
+    resumed: Option<Duration>,
+    linger_until: Option<Instant>,
+}
+
+struct Connection {
+    link: Link,
+    input: Input,
+    decoder: wire::Decoder,
+    alive: KeepAlive,
+}
+
+struct Qemu {
+    socket: UnixStream,
+    input: Input,
+    parser: ReturnPathParser,
+    closed: bool,
+}
+
+/// Why the loop was left.
+enum Stop {
+    Failed(Failure),
+    /// The connection is gone; what that means depends on the phase.
+    LinkLost(String),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Stop::Failed(failure)
+    }
+}
+
+impl<'r, 'a> Session<'r, 'a> {
+    pub(super) fn new(receiver: &'r mut Receiver<'a>, link: Link) -> Self {
+        let mut session = Session {
+            receiver,
+            engine: Destination::new(),
+            link: None,
+            to_peer: Output::default(),
+            to_qemu: Output::default(),
+            qemu: None,
+            saved: None,
+            session: None,
+            committed: None,
+            resumed: None,
+            linger_until: None,
+        };
+        session.connect(link);
+        session
+    }
+
+    fn connect(&mut self, link: Link) {
+        self.to_peer.clear();
+        self.engine.connected(self.to_peer.tail());
+        self.link = Some(Connection {
+            link,
+            input: Input::default(),
+            decoder: wire::Decoder::new(),
+            alive: KeepAlive::new(self.receiver.args.net.peer_timeout, Instant::now()),
+        });
+    }
+
+    /// The whole migration, to one stated outcome.
+    pub(super) fn run(mut self) -> Ending {
+        loop {
+            match self.drive() {
+                Ok(()) => return self.moved(None),
+                Err(Stop::LinkLost(why)) if self.engine.phase().may_be_committed() => {
+                    self.link = None;
+                    self.to_peer.clear();
+                    self.on_loss(&why);
+                }
+                Err(Stop::LinkLost(why)) => {
+                    return self.give_up(&Failure::Failed(why), AbortCode::Other);
+                }
+                Err(Stop::Failed(failure)) => {
+                    return match self.engine.phase() {
+                        DestinationPhase::Starting => self.starting_failed(&failure),
+                        phase if phase > DestinationPhase::Starting => {
+                            self.moved(Some(failure.to_string()))
+                        }
+                        _ => self.give_up(&failure, code_of(&failure)),
+                    };
+                }
+            }
+        }
+    }
+
+    fn on_loss(&mut self, why: &str) {
+        let text = if self.engine.phase() == DestinationPhase::Ready {
+            format!(
+                "{why}, and it is not known whether the source has committed: the VM waits here, not running, until the source or its guardian says so; Ctrl-C gives it up"
+            )
+        } else {
+            self.linger_until = Some(Instant::now() + LINGER);
+            format!("{why} after the commit; waiting a little for the source to ask")
+        };
+        self.receiver.report.tell(&Event::Note { text });
+    }
+
+    fn drive(&mut self) -> Result<(), Stop> {
+        loop {
+            if self.act()? {
+                return Ok(());
+            }
+            self.engine.flush(self.to_qemu.tail());
+            self.send()?;
+            let Some(deadline) = self.on_time()? else {
+                return Ok(());
+            };
+            self.wait_and_read(deadline)?;
+        }
+    }
+
+    /// Does what the engine asks for; true when the source knows the outcome.
+    fn act(&mut self) -> Result<bool, Stop> {
+        while let Some(action) = self.engine.next_action() {
+            match action {
+                DestinationAction::Admit(hello) => self.admit(&hello)?,
+                DestinationAction::OpenQemu => self.open_qemu()?,
+                DestinationAction::Committed => {
+                    self.committed = wall_clock();
+                    self.receiver.report.tell(&Event::Committed);
+                }
+                DestinationAction::Started => self.started()?,
+                DestinationAction::Finish => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+
+    fn admit(&mut self, hello: &Hello) -> Result<(), Stop> {
+        let peer = self.link.as_ref().map(|c| c.link.peer().to_string());
+        self.session = Some(hello.session);
+        self.receiver.report.tell(&Event::Connected {
+            peer: peer.unwrap_or_default(),
+            session: session_name(hello.session),
+        });
+        // The source compares; here only that it speaks of a VM at all.
+        let _: VmFacts = serde_json::from_str(&hello.vm_facts).map_err(|error| {
+            Failure::Failed(format!("the source describes its VM unreadably: {error}"))
+        })?;
+        let facts = serde_json::to_string(&self.receiver.facts).map_err(|e| failed(&e))?;
+        let limit = self
+            .receiver
+            .facts
+            .memory_bytes
+            .saturating_mul(2)
+            .saturating_add(MEMORY_SLACK);
+        self.engine
+            .accept(crate::SOFTWARE, facts, limit, self.to_peer.tail());
+        Ok(())
+    }
+
+    fn open_qemu(&mut self) -> Result<(), Stop> {
+        let vm = &mut self.receiver.vm;
+        let plan = Saved::plan_destination(vm).map_err(|e| failed(&e))?;
+        self.saved = Some(plan.clone());
+        plan.apply(vm).map_err(|e| failed(&e))?;
+        let (ours, qemus) = UnixStream::pair().map_err(|e| failed(&e))?;
+        ours.set_nonblocking(true).map_err(|e| failed(&e))?;
+        vm.send_fd(STREAM_FD, OwnedFd::from(qemus).as_fd())
+            .map_err(|e| failed(&e))?;
+        self.qemu = Some(Qemu {
+            socket: ours,
+            input: Input::default(),
+            parser: ReturnPathParser::new(),
+            closed: false,
+        });
+        vm.migrate_incoming(&format!("fd:{STREAM_FD}"))
+            .map_err(|e| failed(&e))?;
+        Ok(())
+    }
+
+    /// QEMU says that it has started the VM, or left it paused.
+    fn started(&mut self) -> Result<(), Stop> {
+        let vm = &mut self.receiver.vm;
+        let running = vm.status().map_err(|e| failed(&e))? == RunState::Running;
+        // The RESUME event, if any, came before the answer.
+        self.read_monitor()?;
+        let resume_after = match (self.resumed, self.committed) {
+            (Some(resumed), Some(committed)) => resumed.saturating_sub(committed),
+            _ => Duration::ZERO,
+        };
+        self.receiver.report.tell(&Event::Started { running });
+        let started = Started {
+            running,
+            resume_after_us: u64::try_from(resume_after.as_micros()).unwrap_or(u64::MAX),
+        };
+        self.engine.started(started, self.to_peer.tail());
+        if self.link.is_none() {
+            self.linger_until = Some(Instant::now() + LINGER);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<(), Stop> {
+        if let Some(qemu) = &mut self.qemu
+            && let Err(error) = self.to_qemu.drain(&mut qemu.socket, usize::MAX)
+        {
+            return Err(self.qemu_lost(&error.to_string()).into());
+        }
+        if let Some(connection) = &mut self.link {
+            let sent = connection
+                .link
+                .send(&mut self.to_peer, usize::MAX)
+                .map_err(|error| {
+                    Stop::LinkLost(format!("the connection to the source was lost: {error}"))
+                })?;
+            if sent > 0 {
+                connection.alive.on_sent(Instant::now());
+            }
+        } else {
+            self.to_peer.clear();
+        }
+        Ok(())
+    }
+
+    /// Everything that is due by the clock; returns when to come back, or `None` when a started
+    /// VM's source has not asked for long enough.
+    fn on_time(&mut self) -> Result<Option<Instant>, Stop> {
+        let now = Instant::now();
+        if self.linger_until.is_some_and(|until| now >= until) {
+            return Ok(None);
+        }
+        let Some(connection) = &mut self.link else {
+            let hour = now + Duration::from_secs(3600);
+            return Ok(Some(self.linger_until.unwrap_or(hour)));
+        };
+        match connection.alive.check(now) {
+            Liveness::Lost => Err(Stop::LinkLost(format!(
+                "the source has been silent for {}",
+                humantime::format_duration(self.receiver.args.net.peer_timeout)
+            ))),
+            Liveness::SendNow => {
+                put_control(&Message::KeepAlive, self.to_peer.tail());
+                connection.alive.on_sent(now);
+                Ok(Some(now))
+            }
+            Liveness::Fine(at) => Ok(Some(at)),
+        }
+    }
+
+    fn wait_and_read(&mut self, deadline: Instant) -> Result<(), Stop> {
+        let receiver = &self.receiver;
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(receiver.signals.fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(receiver.vm.fd(), PollFlags::IN),
+            PollFd::new(&receiver.listener, PollFlags::IN),
+        ];
+        let mut link_flags = PollFlags::empty();
+        if self.to_qemu.len() < WAITING_MAX {
+            link_flags |= PollFlags::IN;
+        }
+        if !self.to_peer.is_empty() {
+            link_flags |= PollFlags::OUT;
+        }
+        let link_at = self.link.as_ref().map(|connection| {
+            fds.push(PollFd::from_borrowed_fd(connection.link.fd(), link_flags));
+            fds.len() - 1
+        });
+        let mut qemu_flags = PollFlags::IN;
+        if !self.to_qemu.is_empty() {
+            qemu_flags |= PollFlags::OUT;
+        }
+        let qemu_at = self.qemu.as_ref().filter(|qemu| !qemu.closed).map(|qemu| {
+            fds.push(PollFd::new(&qemu.socket, qemu_flags));
+            fds.len() - 1
+        });
+        wait(&mut fds, Some(deadline)).map_err(|e| failed(&e))?;
+        let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
+        drop(fds);
+        let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
+
+        if !ready[0].is_empty() && self.receiver.signals.take() {
+            return Err(Failure::Cancelled("cancelled by a signal".into()).into());
+        }
+        if !ready[1].is_empty() || self.receiver.vm.has_queued() {
+            self.read_monitor()?;
+        }
+        // QEMU first: its reason for closing the stream is worth more than the peer's silence.
+        if qemu_at.is_some_and(|at| ready[at].intersects(readable)) {
+            self.read_qemu()?;
+        }
+        if !ready[2].is_empty() {
+            self.another_connection()?;
+        }
+        if link_at.is_some_and(|at| ready[at].intersects(readable))
+            && self.to_qemu.len() < WAITING_MAX
+        {
+            self.read_link()?;
+        }
+        Ok(())
+    }
+
+    fn read_monitor(&mut self) -> Result<(), Stop> {
+        let incoming = match self.receiver.vm.process() {
+            Ok(incoming) => incoming,
+            Err(error) => {
+                return Err(Failure::Failed(format!(
+                    "the QEMU here has ended: {error}; its log says why"
+                ))
+                .into());
+            }
+        };
+        for one in incoming {
+            if let Incoming::Event(event) = one
+                && event.name == "RESUME"
+            {
+                self.resumed = Some(event.timestamp);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_link(&mut self) -> Result<(), Stop> {
+        let Some(connection) = &mut self.link else {
+            return Ok(());
+        };
+        match connection.link.receive(&mut connection.input) {
+            Ok(Filled::Some(_)) => connection.alive.on_heard(Instant::now()),
+            Ok(Filled::WouldBlock) => return Ok(()),
+            Ok(Filled::Closed) => {
+                return Err(Stop::LinkLost("the source closed the connection".into()));
+            }
+            Err(error) => {
+                return Err(Stop::LinkLost(format!(
+                    "the connection to the source was lost: {error}"
+                )));
+            }
+        }
+        let before = self.engine.phase();
+        while let Some((used, frame)) = connection
+            .decoder
+            .next(connection.input.unread())
+            .map_err(|e| failed(&Fault::from(e)))?
+        {
+            let mut outputs = Outputs {
+                peer: self.to_peer.tail(),
+                qemu: self.to_qemu.tail(),
+            };
+            self.engine
+                .frame(&frame, &mut outputs)
+                .map_err(|fault| match fault {
+                    Fault::PeerAborted {
+                        code: AbortCode::Cancelled,
+                        reason,
+                    } => Failure::Cancelled(format!("the source gave up: {reason}")),
+                    Fault::PeerAborted { reason, .. } => {
+                        Failure::Failed(format!("the source gave up: {reason}"))
+                    }
+                    fault => failed(&fault),
+                })?;
+            connection.input.consume(used);
+        }
+        if self.engine.phase() != before {
+            let phase = self.engine.phase().describe();
+            self.receiver.report.tell(&Event::Phase { phase });
+        }
+        Ok(())
+    }
+
+    fn read_qemu(&mut self) -> Result<(), Stop> {
+        let Some(qemu) = &mut self.qemu else {
+            return Ok(());
+        };
+        match qemu.input.fill(&mut qemu.socket) {
+            Ok(Filled::Some(_)) => {}
+            Ok(Filled::WouldBlock) => return Ok(()),
+            Ok(Filled::Closed) => {
+                qemu.closed = true;
+                if self.engine.phase() < DestinationPhase::Started {
+                    return Err(self.qemu_lost("it closed its stream").into());
+                }
+                return Ok(());
+            }
+            Err(error) => return Err(self.qemu_lost(&error.to_string()).into()),
+        }
+        while let Some((used, message)) = qemu
+            .parser
+            .next(qemu.input.unread())
+            .map_err(|e| failed(&Fault::from(e)))?
+        {
+            self.engine
+                .return_path(&message, self.to_peer.tail())
+                .map_err(|e| failed(&e))?;
+            qemu.input.consume(used);
+        }
+        if self.engine.phase() == DestinationPhase::Ready {
+            self.receiver.report.tell(&Event::Ready);
+        }
+        Ok(())
+    }
+
+    /// Somebody else connects: the source (or its guardian) with a verdict, when the connection
+    /// was lost; otherwise one source too many.
+    fn another_connection(&mut self) -> Result<(), Stop> {
+        let receiver = &self.receiver;
+        let Some(mut link) =
+            net::accept(&receiver.listener, receiver.trust).map_err(|e| failed(&e))?
+        else {
+            return Ok(());
+        };
+        let undecided = self.engine.phase().may_be_committed();
+        if self.link.is_none() && undecided {
+            self.connect(link);
+            return Ok(());
+        }
+        let mut output = Output::default();
+        Preamble::OURS.put(output.tail());
+        let busy = Message::Abort {
+            code: AbortCode::Busy,
+            reason: "another migration to this QEMU is under way".into(),
+        };
+        put_control(&busy, output.tail());
+        // A fresh connection takes so little at once, or is not worth waiting for.
+        let _ = link.send(&mut output, usize::MAX);
+        Ok(())
+    }
+
+    /// QEMU has let go of the stream: with its own words, if it still has any.
+    fn qemu_lost(&mut self, what: &str) -> Failure {
+        let words = self
+            .receiver
+            .vm
+            .migration_info()
+            .ok()
+            .and_then(|info| info.error_desc);
+        Failure::Failed(match words {
+            Some(words) => format!("the destination QEMU refused the VM: {words}"),
+            None => format!(
+                "the destination QEMU refused the VM ({what}): its log says why; most often it was started with other devices than the source"
+            ),
+        })
+    }
+
+    /// The VM is here.
+    fn moved(mut self, trouble: Option<String>) -> Ending {
+        if let Some(connection) = &mut self.link {
+            let _ = connection
+                .link
+                .send_all(&mut self.to_peer, LAST_WORDS_LIMIT);
+        }
+        if let Some(trouble) = trouble {
+            self.receiver.report.tell(&Event::Note {
+                text: format!("the VM is here, but {trouble}"),
+            });
+        }
+        if let Some(saved) = self.saved.take()
+            && let Err(error) = saved.restore(&mut self.receiver.vm)
+        {
+            self.receiver.report.tell(&Event::Note {
+                text: format!("the settings of the QEMU here could not be restored: {error}"),
+            });
+        }
+        Ending::Over(Exit::Success)
+    }
+
+    /// Something failed after the commit has come and before QEMU has said that the VM is
+    /// started. The VM belongs here now: whatever state it is in, it is not thrown away.
+    fn starting_failed(mut self, failure: &Failure) -> Ending {
+        let state = self.receiver.vm.status();
+        if let Ok(RunState::Running) = state {
+            let started = Started {
+                running: true,
+                resume_after_us: 0,
+            };
+            self.engine.started(started, self.to_peer.tail());
+            return self.moved(Some(failure.to_string()));
+        }
+        let state = match state {
+            Ok(state) => format!("its state is `{state}`"),
+            Err(error) => format!("its state is not known ({error})"),
+        };
+        let vm = format!(
+            "the commit has come, so the VM belongs here, but it does not run: {state}; the source keeps its copy paused, look at both before you resume one"
+        );
+        self.receiver.report.tell(&Event::Failed {
+            exit: Exit::InDoubt as u8,
+            error: failure.to_string(),
+            vm,
+        });
+        Ending::Over(Exit::InDoubt)
+    }
+
+    /// The VM does not come: tells the source, and ends the QEMU here if it has been used.
+    fn give_up(mut self, failure: &Failure, code: AbortCode) -> Ending {
+        self.engine
+            .abort(code, &failure.to_string(), self.to_peer.tail());
+        if let Some(connection) = &mut self.link {
+            let _ = connection
+                .link
+                .send_all(&mut self.to_peer, LAST_WORDS_LIMIT);
+        }
+        if self.qemu.take().is_none() {
+            return Ending::Untouched(match failure {
+                Failure::Refused(text) => Failure::Refused(text.clone()),
+                Failure::Cancelled(text) => Failure::Cancelled(text.clone()),
+                Failure::Failed(text) => Failure::Failed(text.clone()),
+            });
+        }
+        let vm = match discard_destination(&mut self.receiver.vm, DISCARD_LIMIT) {
+            Ok(()) => {
+                "the VM was not started here, and the QEMU that waited for it has ended".into()
+            }
+            Err(error) => format!(
+                "the VM was not started here, but the QEMU that waited for it could not be ended: {error}"
+            ),
+        };
+        Ending::Over(super::fail(self.receiver.report.as_mut(), failure, &vm))
+    }
+}
+
+fn code_of(failure: &Failure) -> AbortCode {
+    match failure {
+        Failure::Refused(_) => AbortCode::Mismatch,
+        Failure::Cancelled(_) => AbortCode::Cancelled,
+        Failure::Failed(_) => AbortCode::Other,
+    }
+}
+
+fn failed(error: &dyn std::fmt::Display) -> Failure {
+    Failure::Failed(error.to_string())
+}
+
+/// The clock that QEMU stamps its events with.
+fn wall_clock() -> Option<Duration> {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .ok()
+}

@@ -1,0 +1,191 @@
+//! Lines for people: one that is rewritten on a terminal, a few plain ones elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Event, Progress, Report, Summary, bytes, count, duration_ms, rate};
+
+/// Time between progress lines where there is no terminal to rewrite one on.
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// Writes progress to standard error and the summary to standard output.
+#[derive(Debug)]
+pub(crate) struct Human {
+    quiet: bool,
+    line: Option<ProgressBar>,
+    last_plain: Option<Instant>,
+    pass: u64,
+}
+
+impl Human {
+    pub(crate) fn new(quiet: bool) -> Self {
+        let line = (!quiet && std::io::stderr().is_terminal()).then(|| {
+            let bar = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
+                bar.set_style(style);
+            }
+            bar
+        });
+        Human {
+            quiet,
+            line,
+            last_plain: None,
+            pass: 0,
+        }
+    }
+
+    fn say(&self, text: &str) {
+        if self.quiet {
+            return;
+        }
+        match &self.line {
+            Some(line) => line.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    fn progress(&mut self, progress: &Progress) {
+        if let Some(line) = &self.line {
+            line.set_message(describe(progress));
+            line.tick();
+            return;
+        }
+        let due = self
+            .last_plain
+            .is_none_or(|last| last.elapsed() >= PLAIN_EVERY);
+        if due || progress.pass != self.pass {
+            self.last_plain = Some(Instant::now());
+            self.pass = progress.pass;
+            self.say(&describe(progress));
+        }
+    }
+}
+
+impl Report for Human {
+    fn tell(&mut self, event: &Event) {
+        match event {
+            Event::Listening { address } => self.say(&format!("listening on {address}")),
+            Event::Connected { peer, .. } => self.say(&format!("connected with {peer}")),
+            Event::Note { text } => self.say(&format!("note: {text}")),
+            Event::Phase { .. } | Event::Pass { .. } => {}
+            Event::Progress(progress) => self.progress(progress),
+            Event::Stopped => self.say("the VM has stopped for the switchover"),
+            Event::Ready => self.say("the destination has loaded everything; memory proven equal"),
+            Event::Committed => self.say("committed"),
+            Event::Started { running: true } => self.say("the VM runs here"),
+            Event::Started { running: false } => {
+                self.say("the VM is here, paused: resume it with `cont` when you are ready");
+            }
+            Event::Summary(summary) => {
+                self.finish();
+                print!("{}", summarise(summary));
+            }
+            Event::Failed { error, vm, .. } => {
+                self.finish();
+                eprintln!("unmoor: {error}");
+                if !vm.is_empty() {
+                    eprintln!("unmoor: {vm}");
+                }
+            }
+        }
+    }
+}
+
+impl Human {
+    fn finish(&self) {
+        if let Some(line) = &self.line {
+            line.finish_and_clear();
+        }
+    }
+}
+
+fn describe(progress: &Progress) -> String {
+    let mut text = format!(
+        "{}, pass {}: sent {}",
+        progress.phase,
+        progress.pass,
+        bytes(progress.wire_bytes)
+    );
+    if progress.pages_dropped > 0 {
+        text += &format!(
+            ", dropped {} duplicate pages",
+            count(progress.pages_dropped)
+        );
+    }
+    text += &format!(", {}", rate(progress.rate));
+    if let Some(remaining) = progress.remaining_bytes {
+        text += &format!(", {} left in this pass", bytes(remaining));
+        text += &match progress.seconds_to_switchover {
+            Some(seconds) => format!(", switchover in about {seconds:.0} s"),
+            None => ", the VM dirties memory as fast as it travels".to_owned(),
+        };
+    }
+    text
+}
+
+fn summarise(summary: &Summary) -> String {
+    let downtime = match (summary.downtime_ms, summary.running_at_destination) {
+        (Some(ms), _) => duration_ms(ms),
+        (None, true) => "unknown".to_owned(),
+        (None, false) => "the VM is paused at the destination".to_owned(),
+    };
+    let hook = match summary.before_commit_ms {
+        Some(ms) => format!(", {} of it in --before-commit", duration_ms(ms)),
+        None => String::new(),
+    };
+    format!(
+        "\
+moved in        {}
+downtime        {downtime}{hook}
+on the wire     {} for {} of guest memory
+pages           {} sent, {} zero, {} dropped as duplicates
+passes          {}
+digest          {} ({} pages)
+QEMU            {} to {}
+relay memory    {}
+",
+        duration_ms(summary.total_ms),
+        bytes(summary.wire_bytes),
+        bytes(summary.guest_memory_bytes),
+        count(summary.pages_sent),
+        count(summary.pages_zero),
+        count(summary.pages_dropped),
+        summary.passes,
+        summary.digest,
+        count(summary.digest_pages),
+        summary.source_qemu,
+        summary.destination_qemu,
+        summary
+            .relay_memory_bytes
+            .map_or_else(|| "unknown".to_owned(), bytes),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_that_outruns_the_link_is_told_plainly() {
+        let mut progress = Progress {
+            phase: "sending memory",
+            pass: 3,
+            wire_bytes: 1_500_000_000,
+            pages_sent: 1,
+            pages_zero: 2,
+            pages_dropped: 1234,
+            rate: 117_000_000,
+            remaining_bytes: Some(600_000_000),
+            seconds_to_switchover: None,
+        };
+        assert_eq!(
+            describe(&progress),
+            "sending memory, pass 3: sent 1.5 GB, dropped 1,234 duplicate pages, 936 Mbit/s, \
+             600 MB left in this pass, the VM dirties memory as fast as it travels"
+        );
+        progress.seconds_to_switchover = Some(5.2);
+        assert!(describe(&progress).ends_with("switchover in about 5 s"));
+    }
+}

@@ -1,0 +1,129 @@
+//! What the user sees: events for programs, lines for people, from the same source.
+
+mod human;
+mod json;
+mod units;
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+pub(crate) use human::Human;
+pub(crate) use json::Json;
+pub(crate) use units::{bytes, count, duration_ms, rate};
+
+/// Something worth telling. The JSON form of these is a documented interface: fields are added,
+/// never renamed.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum Event {
+    /// The destination waits for a source.
+    Listening { address: String },
+    /// A peer has connected.
+    Connected { peer: String, session: String },
+    /// Something to know that is not an error.
+    Note { text: String },
+    /// The migration has entered another phase.
+    Phase { phase: &'static str },
+    /// QEMU has synchronised its dirty bitmap.
+    Pass { pass: u64 },
+    /// How far it is.
+    Progress(Progress),
+    /// Source: the VM has stopped for the switchover.
+    Stopped,
+    /// Everything is loaded at the destination and proven equal.
+    Ready,
+    /// Source: the commit is recorded and sent. The VM belongs to the destination.
+    Committed,
+    /// Destination: the VM has been started.
+    Started { running: bool },
+    /// Source: it is done.
+    Summary(Box<Summary>),
+    /// It failed.
+    Failed { exit: u8, error: String, vm: String },
+}
+
+/// How far a migration is.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Progress {
+    /// What is being done.
+    pub phase: &'static str,
+    /// QEMU's passes over its dirty pages so far.
+    pub pass: u64,
+    /// Bytes sent on the link.
+    pub wire_bytes: u64,
+    /// Pages sent with their content.
+    pub pages_sent: u64,
+    /// Pages sent as a reference to zeros.
+    pub pages_zero: u64,
+    /// Pages not sent since the destination has them.
+    pub pages_dropped: u64,
+    /// Bytes a second on the link, smoothed.
+    pub rate: u64,
+    /// Bytes of guest memory that QEMU has yet to send in this pass, if known.
+    pub remaining_bytes: Option<u64>,
+    /// Seconds until the switchover at the present rates; absent while the VM dirties memory
+    /// faster than it travels.
+    pub seconds_to_switchover: Option<f64>,
+}
+
+/// A finished migration. Times in milliseconds; each metric is defined in the manual.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Summary {
+    pub session: String,
+    /// From the start of QEMU's migration to the VM running at the destination.
+    pub total_ms: f64,
+    /// From the source QEMU's STOP to the destination QEMU's RESUME; absent if the VM was not
+    /// running, or does not run at the destination.
+    pub downtime_ms: Option<f64>,
+    /// The part of the downtime that `--before-commit` took.
+    pub before_commit_ms: Option<f64>,
+    pub wire_bytes: u64,
+    pub guest_memory_bytes: u64,
+    pub pages_sent: u64,
+    pub pages_zero: u64,
+    pub pages_dropped: u64,
+    pub device_bytes: u64,
+    pub passes: u64,
+    /// Whether the destination was proven to hold what was sent.
+    pub digest: &'static str,
+    pub digest_pages: u64,
+    pub running_at_destination: bool,
+    pub source_qemu: String,
+    pub destination_qemu: String,
+    /// Highest resident memory of this process in bytes.
+    pub relay_memory_bytes: Option<u64>,
+}
+
+/// Where events go.
+pub(crate) trait Report {
+    /// Tells one event.
+    fn tell(&mut self, event: &Event);
+}
+
+/// The reporter that the options ask for.
+pub(crate) fn reporter(json: bool, quiet: bool) -> Box<dyn Report> {
+    if json {
+        Box::new(Json::new(Instant::now()))
+    } else {
+        Box::new(Human::new(quiet))
+    }
+}
+
+/// Highest resident memory of this process in bytes so far.
+pub(crate) fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// A session's name as people see it.
+pub(crate) fn session_name(session: [u8; 16]) -> String {
+    use std::fmt::Write;
+    session.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

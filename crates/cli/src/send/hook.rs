@@ -1,0 +1,57 @@
+//! The user's command that runs between readiness and commit.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// A running `--before-commit` command.
+#[derive(Debug)]
+pub(crate) struct Hook {
+    child: Child,
+    pidfd: OwnedFd,
+    pub(crate) begun: Instant,
+}
+
+impl Hook {
+    /// Starts `command` in a shell; its output goes to standard error.
+    pub(crate) fn start(command: &str, session: &str) -> io::Result<Self> {
+        let child = Command::new("/bin/sh")
+            .args(["-c", command])
+            .env("UNMOOR_SESSION", session)
+            .stdin(Stdio::null())
+            .stdout(io::stderr())
+            .spawn()?;
+        let pid = i32::try_from(child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| io::Error::other("the hook has no process id"))?;
+        Ok(Hook {
+            pidfd: pidfd_open(pid, PidfdFlags::empty())?,
+            child,
+            begun: Instant::now(),
+        })
+    }
+
+    /// Readable when the command has ended.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+}
+
+impl Drop for Hook {
+    /// A hook does not outlive the decision that it is asked about.
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Rates, smoothed, and what they promise.
+
+use std::time::{Duration, Instant};
+
+/// Time constant of the smoothing: long enough to ride out one pass's bursts, short enough to
+/// follow a link that changes.
+const SMOOTHING: f64 = 3.0;
+/// Shortest time between two samples.
+const SAMPLE_EVERY: Duration = Duration::from_millis(200);
+
+/// A counter's smoothed rate. Time is the caller's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Meter {
+    per_second: Option<f64>,
+    last: (Instant, u64),
+}
+
+impl Meter {
+    pub(crate) fn new(now: Instant) -> Self {
+        Meter {
+            per_second: None,
+            last: (now, 0),
+        }
+    }
+
+    /// The counter stands at `total`.
+    pub(crate) fn sample(&mut self, now: Instant, total: u64) {
+        let (at, before) = self.last;
+        let passed = now.saturating_duration_since(at);
+        if passed < SAMPLE_EVERY {
+            return;
+        }
+        let seconds = passed.as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
+        let rate = total.saturating_sub(before) as f64 / seconds;
+        let weight = 1.0 - (-seconds / SMOOTHING).exp();
+        self.per_second = Some(match self.per_second {
+            Some(smoothed) => smoothed + weight * (rate - smoothed),
+            None => rate,
+        });
+        self.last = (now, total);
+    }
+
+    /// Units per second.
+    pub(crate) fn rate(&self) -> f64 {
+        self.per_second.unwrap_or(0.0)
+    }
+}
+
+/// Seconds until `remaining` bytes have shrunk to what fits `downtime`, if they are sent at
+/// `drained` and come anew at `dirtied` bytes a second; `None` if that is never.
+pub(crate) fn seconds_to_switchover(
+    remaining: f64,
+    drained: f64,
+    dirtied: f64,
+    downtime: Duration,
+) -> Option<f64> {
+    let threshold = drained * downtime.as_secs_f64();
+    if remaining <= threshold {
+        return Some(0.0);
+    }
+    let shrinks = drained - dirtied;
+    (shrinks > 0.0).then(|| (remaining - threshold) / shrinks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_steady_counter_has_its_rate() {
+        let start = Instant::now();
+        let mut meter = Meter::new(start);
+        for i in 1..=50 {
+            meter.sample(start + Duration::from_millis(200 * i), 20_000 * i);
+        }
+        assert!((meter.rate() - 100_000.0).abs() < 1.0, "{}", meter.rate());
+    }
+
+    #[test]
+    fn a_vm_that_outruns_the_link_never_gets_there() {
+        let downtime = Duration::from_millis(300);
+        let at = |dirtied| seconds_to_switchover(600e6, 100e6, dirtied, downtime);
+        assert_eq!(at(100e6), None);
+        assert_eq!(at(1e9), None);
+        assert!(at(43e6).is_some_and(|seconds| (seconds - 10.0).abs() < 0.01));
+        assert_eq!(seconds_to_switchover(1e6, 100e6, 1e9, downtime), Some(0.0));
+    }
+}

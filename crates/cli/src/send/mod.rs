@@ -1,0 +1,112 @@
+//! `unmoor send`: the source half's shell.
+
+mod hook;
+mod meter;
+mod session;
+mod settle;
+
+use std::fmt;
+
+use hypervisor::{Report as Findings, Vm, check_source};
+
+use crate::args::SendArgs;
+use crate::exit::Exit;
+use crate::net::{self, ConnectError, Trust};
+use crate::report::{Event, Report, reporter};
+use crate::signals::Signals;
+use crate::{QMP_CONNECT_LIMIT, random};
+use session::Session;
+
+/// Longest wait for the connection to the destination.
+const CONNECT_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Why the migration did not happen. The VM is where it was.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It would not have worked; nothing was changed.
+    Refused(String),
+    /// The user, or a time limit of theirs, ended it.
+    Cancelled(String),
+    /// Something went wrong.
+    Failed(String),
+}
+
+impl Failure {
+    /// The exit code that tells it.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Failure::Refused(_) => Exit::Refused,
+            Failure::Cancelled(_) => Exit::Cancelled,
+            Failure::Failed(_) => Exit::Failed,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Failure::Refused(text) | Failure::Cancelled(text) | Failure::Failed(text)) = self;
+        f.write_str(text)
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Cancelled => Failure::Cancelled("cancelled by a signal".into()),
+            ConnectError::Trust(_) => Failure::Refused(error.to_string()),
+            _ => Failure::Failed(error.to_string()),
+        }
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &SendArgs) -> Exit {
+    let mut report = reporter(args.output.json, args.output.quiet);
+    let session = prepare(args, report.as_mut());
+    match session {
+        Ok(session) => session.run(),
+        Err(failure) => {
+            report.tell(&Event::Failed {
+                exit: failure.exit() as u8,
+                error: failure.to_string(),
+                vm: "the VM was not touched".into(),
+            });
+            failure.exit()
+        }
+    }
+}
+
+/// Everything that can be found out before the VM is touched.
+fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session<'a>, Failure> {
+    let failed = |error: &dyn fmt::Display| Failure::Failed(error.to_string());
+    let mut signals = Signals::install().map_err(|error| failed(&error))?;
+    let trust = Trust::from_flags(args.net.insecure, args.net.insecure_anywhere);
+    let mut vm = Vm::connect(&args.qmp, QMP_CONNECT_LIMIT).map_err(|error| failed(&error))?;
+    let findings = check_source(&mut vm).map_err(|error| failed(&error))?;
+    tell_findings(&findings, report)?;
+    let facts = vm.facts().map_err(|error| failed(&error))?;
+    let link = net::connect(&args.to, trust, CONNECT_LIMIT, &mut signals)?;
+    let session = random().map_err(|error| failed(&error))?;
+    let seed = u64::from_le_bytes(random().map_err(|error| failed(&error))?);
+    report.tell(&Event::Connected {
+        peer: link.peer().to_string(),
+        session: crate::report::session_name(session),
+    });
+    Ok(Session::new(
+        args, trust, report, signals, vm, facts, link, session, seed,
+    ))
+}
+
+/// Tells what is worth knowing; refuses if something stands in the way.
+pub(crate) fn tell_findings(findings: &Findings, report: &mut dyn Report) -> Result<(), Failure> {
+    let blockers: Vec<String> = findings.blockers().map(ToString::to_string).collect();
+    if !blockers.is_empty() {
+        return Err(Failure::Refused(blockers.join("; ")));
+    }
+    for note in findings.notes() {
+        report.tell(&Event::Note {
+            text: note.to_string(),
+        });
+    }
+    Ok(())
+}

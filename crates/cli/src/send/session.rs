@@ -1,0 +1,769 @@
+//! One migration seen from the source: the loop that feeds the engine and does what it asks.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant, SystemTime};
+
+use hypervisor::{
+    Incoming, MigrationInfo, MigrationStatus, RunState, Saved, Vm, VmFacts, Wanted, compare,
+    recover_source,
+};
+use migrate::{KeepAlive, Liveness, Source, SourceAction, SourcePhase};
+use qemu_stream::{Event as StreamEvent, Parser};
+use rustix::event::{PollFd, PollFlags};
+use wire::{AbortCode, Accept, Message, Started, put_control};
+
+use super::hook::Hook;
+use super::meter::{Meter, seconds_to_switchover};
+use super::settle::Settled;
+use super::{Failure, tell_findings};
+use crate::args::SendArgs;
+use crate::buffer::{Filled, Input, Output};
+use crate::exit::Exit;
+use crate::guardian::{Guardian, Watch};
+use crate::net::{Link, Trust};
+use crate::pace::Pace;
+use crate::poll::wait;
+use crate::report::{Event, Progress, Report, Summary, peak_memory, session_name};
+use crate::signals::Signals;
+
+/// Bytes waiting for the link beyond which nothing more is read from QEMU. Small: what waits
+/// here when the VM stops is downtime, and back-pressure tells QEMU the link's true speed.
+const WAITING_MAX: usize = 512 << 10;
+/// Time between two progress reports.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// Longest wait for the peer to take our last words.
+const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
+/// Longest wait for the source VM to run again.
+const RECOVER_LIMIT: Duration = Duration::from_secs(30);
+/// The name under which QEMU knows its end of the stream.
+const STREAM_FD: &str = "unmoor-migration";
+
+/// A migration from here.
+pub(crate) struct Session<'a> {
+    pub(super) args: &'a SendArgs,
+    pub(super) trust: Trust,
+    pub(super) report: &'a mut dyn Report,
+    pub(super) signals: Signals,
+    pub(super) engine: Source,
+    pub(super) link: Link,
+    vm: Vm,
+    facts: VmFacts,
+    session: [u8; 16],
+    input: Input,
+    output: Output,
+    decoder: wire::Decoder,
+    qemu: Option<QemuStream>,
+    guardian: Option<Guardian>,
+    saved: Option<Saved>,
+    /// Whether the VM ran when the migration began.
+    was_running: bool,
+    destination_qemu: String,
+    hook: Option<Hook>,
+    hook_time: Option<Duration>,
+    alive: KeepAlive,
+    pace: Option<Pace>,
+    times: Times,
+    meters: Meters,
+    query: Query,
+}
+
+/// QEMU's stream as it comes out.
+struct QemuStream {
+    socket: UnixStream,
+    input: Input,
+    parser: Parser,
+    /// QEMU has closed it after its end.
+    closed: bool,
+}
+
+/// When things happened.
+struct Times {
+    begun: Instant,
+    migrate: Option<Instant>,
+    /// QEMU's STOP event, on the wall clock that QEMU stamps events with.
+    stopped: Option<Duration>,
+    committed: Option<Duration>,
+    next_report: Instant,
+}
+
+struct Meters {
+    wire_bytes: u64,
+    wire: Meter,
+    memory: Meter,
+    passes: u64,
+}
+
+/// The poll of `query-migrate`: asked without waiting, since QEMU does not answer while the last
+/// memory is written.
+struct Query {
+    pending: Option<hypervisor::Id>,
+    info: Option<MigrationInfo>,
+}
+
+/// What one turn of the loop found.
+enum Turn {
+    Go,
+    Finished(Started),
+}
+
+impl<'a> Session<'a> {
+    #[expect(clippy::too_many_arguments, reason = "called once, by `prepare`")]
+    pub(crate) fn new(
+        args: &'a SendArgs,
+        trust: Trust,
+        report: &'a mut dyn Report,
+        signals: Signals,
+        vm: Vm,
+        facts: VmFacts,
+        link: Link,
+        session: [u8; 16],
+        seed: u64,
+    ) -> Self {
+        let now = Instant::now();
+        Session {
+            args,
+            trust,
+            report,
+            signals,
+            engine: Source::new(session, seed),
+            link,
+            vm,
+            facts,
+            session,
+            input: Input::default(),
+            output: Output::default(),
+            decoder: wire::Decoder::new(),
+            qemu: None,
+            guardian: None,
+            saved: None,
+            was_running: false,
+            destination_qemu: String::new(),
+            hook: None,
+            hook_time: None,
+            alive: KeepAlive::new(args.net.peer_timeout, now),
+            pace: args.bandwidth.map(|rate| Pace::new(rate, now)),
+            times: Times {
+                begun: now,
+                migrate: None,
+                stopped: None,
+                committed: None,
+                next_report: now,
+            },
+            meters: Meters {
+                wire_bytes: 0,
+                wire: Meter::new(now),
+                memory: Meter::new(now),
+                passes: 0,
+            },
+            query: Query {
+                pending: None,
+                info: None,
+            },
+        }
+    }
+
+    /// The whole migration, to one stated outcome.
+    pub(crate) fn run(mut self) -> Exit {
+        match self.drive() {
+            Ok(started) => self.moved(started),
+            Err(failure) if self.engine.phase() < SourcePhase::Committed => self.stay(&failure),
+            Err(failure) => match self.settle(&failure) {
+                Settled::Moved(started) => self.moved(started),
+                Settled::Unknown(why) => self.in_doubt(&why),
+            },
+        }
+    }
+
+    fn drive(&mut self) -> Result<Started, Failure> {
+        let facts = serde_json::to_string(&self.facts).map_err(|e| failed(&e))?;
+        self.engine
+            .greet(crate::SOFTWARE, facts, self.output.tail());
+        loop {
+            if let Turn::Finished(started) = self.act()? {
+                // Best effort: the destination waits a little for the answer to be fetched.
+                let _ = self.link.send_all(&mut self.output, LAST_WORDS_LIMIT);
+                return Ok(started);
+            }
+            self.engine.flush(self.output.tail());
+            self.send()?;
+            let deadline = self.on_time()?;
+            self.wait_and_read(deadline)?;
+        }
+    }
+
+    /// Does what the engine asks for.
+    fn act(&mut self) -> Result<Turn, Failure> {
+        while let Some(action) = self.engine.next_action() {
+            match action {
+                SourceAction::Start(accept) => self.start_qemu(&accept)?,
+                SourceAction::Decide => {
+                    self.report.tell(&Event::Ready);
+                    match &self.args.before_commit {
+                        Some(command) => {
+                            let hook = Hook::start(command, &session_name(self.session));
+                            self.hook = Some(hook.map_err(|error| {
+                                Failure::Failed(format!("cannot run --before-commit: {error}"))
+                            })?);
+                        }
+                        None => self.commit()?,
+                    }
+                }
+                SourceAction::Finish(started) => return Ok(Turn::Finished(started)),
+            }
+        }
+        Ok(Turn::Go)
+    }
+
+    /// The destination takes part: prepares QEMU, with a guardian watching, and lets it write.
+    fn start_qemu(&mut self, accept: &Accept) -> Result<(), Failure> {
+        let theirs: VmFacts = serde_json::from_str(&accept.vm_facts).map_err(|error| {
+            Failure::Failed(format!(
+                "the destination describes its VM unreadably: {error}"
+            ))
+        })?;
+        tell_findings(&compare(&self.facts, &theirs), self.report)?;
+        self.destination_qemu = theirs.qemu_version.to_string();
+        self.was_running = self.vm.status().map_err(|e| failed(&e))? == RunState::Running;
+
+        let wanted = Wanted {
+            downtime_limit: self.args.downtime_limit,
+        };
+        let plan = Saved::plan_source(&mut self.vm, &wanted).map_err(|e| failed(&e))?;
+        let mut guardian = Guardian::start().map_err(|error| {
+            Failure::Failed(format!("cannot start the guardian process: {error}"))
+        })?;
+        guardian
+            .guard(Watch {
+                session: self.session,
+                qmp: std::path::absolute(&self.args.qmp).unwrap_or(self.args.qmp.clone()),
+                peer: self.link.peer(),
+                was_running: self.was_running,
+                saved: plan.clone(),
+            })
+            .map_err(|error| Failure::Failed(format!("the guardian does not answer: {error}")))?;
+        self.guardian = Some(guardian);
+        self.saved = Some(plan.clone());
+        plan.apply(&mut self.vm).map_err(|e| failed(&e))?;
+
+        let (ours, qemus) = UnixStream::pair().map_err(|e| failed(&e))?;
+        ours.set_nonblocking(true).map_err(|e| failed(&e))?;
+        self.vm
+            .send_fd(STREAM_FD, OwnedFd::from(qemus).as_fd())
+            .map_err(|e| failed(&e))?;
+        self.qemu = Some(QemuStream {
+            socket: ours,
+            input: Input::default(),
+            parser: Parser::new(),
+            closed: false,
+        });
+        self.times.migrate = Some(Instant::now());
+        self.vm
+            .migrate(&format!("fd:{STREAM_FD}"))
+            .map_err(|e| failed(&e))?;
+        self.tell_phase();
+        Ok(())
+    }
+
+    /// The last step before the point of no return.
+    fn commit(&mut self) -> Result<(), Failure> {
+        if self.was_running {
+            // Somebody with another monitor may have resumed the VM meanwhile.
+            let state = self.vm.status().map_err(|e| failed(&e))?;
+            if state != RunState::PostMigrate {
+                return Err(Failure::Failed(format!(
+                    "the source VM should rest for the commit but is {state}: somebody else has resumed it"
+                )));
+            }
+        }
+        let Some(guardian) = &mut self.guardian else {
+            return Err(Failure::Failed("there is no guardian".into()));
+        };
+        guardian.commit().map_err(|error| {
+            Failure::Failed(format!("the guardian did not record the commit: {error}"))
+        })?;
+        self.engine.commit_recorded(self.output.tail());
+        self.times.committed = wall_clock();
+        self.report.tell(&Event::Committed);
+        Ok(())
+    }
+
+    /// Writes what waits, as far as link and bandwidth limit allow.
+    fn send(&mut self) -> Result<(), Failure> {
+        let now = Instant::now();
+        let vm_runs = self.vm_runs();
+        let limit = match &mut self.pace {
+            Some(pace) if vm_runs => pace.allowance(now),
+            _ => usize::MAX,
+        };
+        if self.output.is_empty() || limit == 0 {
+            return Ok(());
+        }
+        let sent = self
+            .link
+            .send(&mut self.output, limit)
+            .map_err(|error| self.peer_lost(&error))?;
+        if sent > 0 {
+            self.alive.on_sent(now);
+            self.meters.wire_bytes += sent as u64;
+            if let Some(pace) = &mut self.pace {
+                pace.spend(sent);
+            }
+        }
+        Ok(())
+    }
+
+    fn vm_runs(&self) -> bool {
+        self.times.stopped.is_none()
+    }
+
+    /// Everything that is due by the clock; returns when to come back.
+    fn on_time(&mut self) -> Result<Instant, Failure> {
+        let now = Instant::now();
+        let committed = self.engine.phase() >= SourcePhase::Committed;
+        let mut next = match self.alive.check(now) {
+            Liveness::Lost => {
+                return Err(Failure::Failed(format!(
+                    "the destination has been silent for {}",
+                    humantime::format_duration(self.args.net.peer_timeout)
+                )));
+            }
+            Liveness::SendNow => {
+                self.engine.flush(self.output.tail());
+                put_control(&Message::KeepAlive, self.output.tail());
+                self.alive.on_sent(now);
+                now
+            }
+            Liveness::Fine(at) => at,
+        };
+        if let Some(timeout) = self.args.timeout
+            && !committed
+        {
+            let ends = self.times.begun + timeout;
+            if now >= ends {
+                return Err(Failure::Cancelled(format!(
+                    "not moved within --timeout {}",
+                    humantime::format_duration(timeout)
+                )));
+            }
+            next = next.min(ends);
+        }
+        if let Some(pace) = &self.pace
+            && !self.output.is_empty()
+            && self.vm_runs()
+        {
+            next = next.min(now + pace.wait().max(Duration::from_millis(1)));
+        }
+        if self.qemu.is_some() && !committed {
+            if now >= self.times.next_report {
+                self.times.next_report = now + PROGRESS_EVERY;
+                self.progress(now)?;
+            }
+            next = next.min(self.times.next_report);
+        }
+        Ok(next)
+    }
+
+    fn wait_and_read(&mut self, deadline: Instant) -> Result<(), Failure> {
+        let paced = self.pace.is_some() && self.vm_runs();
+        let link_flags = if self.output.is_empty() || paced {
+            PollFlags::IN
+        } else {
+            PollFlags::IN | PollFlags::OUT
+        };
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.vm.fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.link.fd(), link_flags),
+        ];
+        let reading = self
+            .qemu
+            .as_ref()
+            .filter(|qemu| !qemu.closed && self.output.len() < WAITING_MAX);
+        let qemu_at = reading.map(|qemu| {
+            fds.push(PollFd::new(&qemu.socket, PollFlags::IN));
+            fds.len() - 1
+        });
+        let hook_at = self.hook.as_ref().map(|hook| {
+            fds.push(PollFd::from_borrowed_fd(hook.fd(), PollFlags::IN));
+            fds.len() - 1
+        });
+        wait(&mut fds, Some(deadline)).map_err(|e| failed(&e))?;
+        let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
+        drop(fds);
+        let is_ready = |at: usize| !ready[at].is_empty();
+
+        if is_ready(0) && self.signals.take() {
+            self.on_signal()?;
+        }
+        if is_ready(1) || self.vm.has_queued() {
+            self.read_monitor()?;
+        }
+        if ready[2].intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+            self.read_link()?;
+        }
+        if qemu_at.is_some_and(is_ready) {
+            self.read_qemu()?;
+        }
+        if hook_at.is_some_and(is_ready) {
+            self.read_hook()?;
+        }
+        Ok(())
+    }
+
+    fn on_signal(&mut self) -> Result<(), Failure> {
+        if self.engine.phase() < SourcePhase::Committed {
+            return Err(Failure::Cancelled("cancelled by a signal".into()));
+        }
+        self.report.tell(&Event::Note {
+            text: "the commit has been sent and cannot be taken back; waiting for the destination"
+                .into(),
+        });
+        Ok(())
+    }
+
+    fn read_monitor(&mut self) -> Result<(), Failure> {
+        let incoming = self.vm.process().map_err(|error| {
+            Failure::Failed(format!("the source QEMU's monitor failed: {error}"))
+        })?;
+        for one in incoming {
+            match one {
+                Incoming::Event(event) => self.on_monitor_event(&event)?,
+                Incoming::Reply { id, result } if Some(id) == self.query.pending => {
+                    self.query.pending = None;
+                    if let Ok(value) = result {
+                        self.query.info = Some(MigrationInfo::from_value(&value));
+                    }
+                }
+                Incoming::Reply { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn on_monitor_event(&mut self, event: &hypervisor::Event) -> Result<(), Failure> {
+        if self.times.migrate.is_none() {
+            return Ok(());
+        }
+        match event.name.as_str() {
+            "MIGRATION" => match MigrationStatus::of_event(event) {
+                Some(MigrationStatus::Completed) => self.engine.qemu_completed(),
+                Some(MigrationStatus::Failed | MigrationStatus::Cancelled) => {
+                    return Err(self.qemu_failed("QEMU gave the migration up"));
+                }
+                _ => {}
+            },
+            "MIGRATION_PASS" => {
+                if let Some(pass) = event.data.get("pass").and_then(serde_json::Value::as_u64) {
+                    self.meters.passes = pass;
+                    self.report.tell(&Event::Pass { pass });
+                }
+            }
+            "STOP" => {
+                self.times.stopped = Some(event.timestamp);
+                self.report.tell(&Event::Stopped);
+            }
+            "RESUME" => self.times.stopped = None,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn read_link(&mut self) -> Result<(), Failure> {
+        match self.link.receive(&mut self.input) {
+            Ok(Filled::Some(_)) => self.alive.on_heard(Instant::now()),
+            Ok(Filled::WouldBlock) => return Ok(()),
+            Ok(Filled::Closed) => {
+                return Err(Failure::Failed(
+                    "the destination closed the connection".into(),
+                ));
+            }
+            Err(error) => return Err(self.peer_lost(&error)),
+        }
+        while let Some((used, frame)) = self
+            .decoder
+            .next(self.input.unread())
+            .map_err(|e| failed(&e))?
+        {
+            self.engine
+                .frame(frame, self.output.tail())
+                .map_err(|fault| match fault {
+                    migrate::Fault::PeerAborted {
+                        code: AbortCode::Mismatch | AbortCode::Busy,
+                        reason,
+                    } => Failure::Refused(format!("the destination refused: {reason}")),
+                    fault => failed(&fault),
+                })?;
+            self.input.consume(used);
+        }
+        Ok(())
+    }
+
+    fn read_qemu(&mut self) -> Result<(), Failure> {
+        let Some(qemu) = &mut self.qemu else {
+            return Ok(());
+        };
+        let filled = qemu.input.fill(&mut qemu.socket);
+        match filled {
+            Ok(Filled::Some(_)) => {}
+            Ok(Filled::WouldBlock) => return Ok(()),
+            Ok(Filled::Closed) => {
+                qemu.closed = true;
+                return self.qemu_closed();
+            }
+            Err(error) => {
+                return Err(self.qemu_failed(&format!("reading QEMU's stream failed: {error}")));
+            }
+        }
+        let before = self.engine.phase();
+        loop {
+            let parsed = qemu.parser.next(qemu.input.unread());
+            let Some((used, event)) = parsed.map_err(|e| failed(&e))? else {
+                break;
+            };
+            self.engine
+                .event(
+                    &event,
+                    qemu.parser.blocks(),
+                    qemu.parser.page_size(),
+                    self.output.tail(),
+                )
+                .map_err(|e| failed(&e))?;
+            qemu.input.consume(used);
+        }
+        if self.engine.phase() != before {
+            self.tell_phase();
+        }
+        Ok(())
+    }
+
+    /// QEMU has closed its stream: after its end, without a description before it, or too early.
+    fn qemu_closed(&mut self) -> Result<(), Failure> {
+        let Some(qemu) = &mut self.qemu else {
+            return Ok(());
+        };
+        let page_size = qemu.parser.page_size();
+        match qemu.parser.finish(qemu.input.unread()) {
+            Ok(end) => {
+                if let Some(end @ StreamEvent::End { .. }) = end {
+                    self.engine
+                        .event(&end, &[], page_size, self.output.tail())
+                        .map_err(|e| failed(&e))?;
+                    self.tell_phase();
+                }
+                Ok(())
+            }
+            Err(error) => Err(self.qemu_failed(&error.to_string())),
+        }
+    }
+
+    fn read_hook(&mut self) -> Result<(), Failure> {
+        let Some(hook) = &mut self.hook else {
+            return Ok(());
+        };
+        let Some(status) = hook.ended().map_err(|e| failed(&e))? else {
+            return Ok(());
+        };
+        self.hook_time = Some(hook.begun.elapsed());
+        self.hook = None;
+        if status.success() {
+            self.commit()
+        } else {
+            Err(Failure::Failed(format!(
+                "--before-commit failed ({status})"
+            )))
+        }
+    }
+
+    fn progress(&mut self, now: Instant) -> Result<(), Failure> {
+        let stats = self.engine.stats();
+        let page_size = 4096.0;
+        let pages = stats.pages_sent + stats.pages_zero + stats.pages_dropped;
+        self.meters.wire.sample(now, self.meters.wire_bytes);
+        self.meters.memory.sample(now, pages);
+        if self.query.pending.is_none() && self.vm_runs() {
+            let asked = self.vm.submit_migration_query().map_err(|e| failed(&e))?;
+            self.query.pending = Some(asked);
+        }
+        let ram = self.query.info.as_ref().and_then(|info| info.ram.as_ref());
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let left = ram.and_then(|ram| {
+            seconds_to_switchover(
+                ram.remaining as f64,
+                self.meters.memory.rate() * page_size,
+                ram.dirty_pages_rate as f64 * page_size,
+                self.args.downtime_limit,
+            )
+        });
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a rate is neither negative nor near the limit"
+        )]
+        let rate = self.meters.wire.rate() as u64;
+        self.report.tell(&Event::Progress(Progress {
+            phase: self.engine.phase().describe(),
+            pass: self.meters.passes.max(1),
+            wire_bytes: self.meters.wire_bytes,
+            pages_sent: stats.pages_sent,
+            pages_zero: stats.pages_zero,
+            pages_dropped: stats.pages_dropped,
+            rate,
+            remaining_bytes: ram.map(|ram| ram.remaining),
+            seconds_to_switchover: left,
+        }));
+        Ok(())
+    }
+
+    fn tell_phase(&mut self) {
+        let phase = self.engine.phase().describe();
+        self.report.tell(&Event::Phase { phase });
+    }
+
+    /// QEMU has given up by itself: with its own words, if it has any.
+    fn qemu_failed(&mut self, what: &str) -> Failure {
+        let words = self
+            .vm
+            .migration_info()
+            .ok()
+            .and_then(|info| info.error_desc);
+        Failure::Failed(match words {
+            Some(words) => format!("the source QEMU ended the migration: {words}"),
+            None => what.to_owned(),
+        })
+    }
+
+    fn peer_lost(&self, error: &std::io::Error) -> Failure {
+        Failure::Failed(format!(
+            "the connection to {} was lost: {error}",
+            self.link.peer()
+        ))
+    }
+
+    /// The VM runs at the destination.
+    fn moved(mut self, started: Started) -> Exit {
+        let finished = Instant::now();
+        let restored = match self.saved.take() {
+            Some(saved) => saved.restore(&mut self.vm),
+            None => Ok(()),
+        };
+        if let Err(error) = restored {
+            self.report.tell(&Event::Note {
+                text: format!("the source QEMU's settings could not be restored: {error}"),
+            });
+        }
+        if let Some(guardian) = self.guardian.take() {
+            guardian.done();
+        }
+        let stats = self.engine.stats();
+        let summary = Summary {
+            session: session_name(self.session),
+            total_ms: millis(finished - self.times.migrate.unwrap_or(self.times.begun)),
+            downtime_ms: self.downtime(started).map(millis),
+            before_commit_ms: self.hook_time.map(millis),
+            wire_bytes: self.meters.wire_bytes,
+            guest_memory_bytes: stats.ram_bytes,
+            pages_sent: stats.pages_sent,
+            pages_zero: stats.pages_zero,
+            pages_dropped: stats.pages_dropped,
+            device_bytes: stats.device_bytes,
+            passes: self.meters.passes.max(1),
+            digest: "equal",
+            digest_pages: self.engine.digest().pages,
+            running_at_destination: started.running,
+            source_qemu: self.facts.qemu_version.to_string(),
+            destination_qemu: std::mem::take(&mut self.destination_qemu),
+            relay_memory_bytes: peak_memory(),
+        };
+        self.report.tell(&Event::Summary(Box::new(summary)));
+        Exit::Success
+    }
+
+    /// Source STOP to commit on this host's clock, commit to RESUME on the destination's, and
+    /// half a round trip between the two: no two clocks are compared.
+    fn downtime(&self, started: Started) -> Option<Duration> {
+        let before_commit = self.times.committed?.checked_sub(self.times.stopped?)?;
+        let on_the_way = self.link.round_trip().unwrap_or_default() / 2;
+        started
+            .running
+            .then(|| before_commit + on_the_way + Duration::from_micros(started.resume_after_us))
+    }
+
+    /// The VM stays here: tells the destination, and puts everything back.
+    fn stay(mut self, failure: &Failure) -> Exit {
+        self.hook = None;
+        let code = match failure {
+            Failure::Refused(_) => AbortCode::Mismatch,
+            Failure::Cancelled(_) => AbortCode::Cancelled,
+            Failure::Failed(_) => AbortCode::Other,
+        };
+        self.engine
+            .abort(code, &failure.to_string(), self.output.tail());
+        let _ = self.link.send_all(&mut self.output, LAST_WORDS_LIMIT);
+        // Closes QEMU's stream: a migration that still writes fails at once.
+        self.qemu = None;
+        let mut exit = failure.exit();
+        let vm = match self.put_back() {
+            Ok(vm) => vm,
+            Err(error) => {
+                exit = Exit::NeedsHelp;
+                format!(
+                    "the VM could not be brought back: {error}; the guardian goes on trying, or resume it with `cont` on {}",
+                    self.args.qmp.display()
+                )
+            }
+        };
+        if let (Some(guardian), true) = (self.guardian.take(), exit != Exit::NeedsHelp) {
+            guardian.done();
+        }
+        self.report.tell(&Event::Failed {
+            exit: exit as u8,
+            error: failure.to_string(),
+            vm,
+        });
+        exit
+    }
+
+    fn put_back(&mut self) -> Result<String, hypervisor::Error> {
+        let Some(saved) = self.saved.take() else {
+            return Ok("the VM was not touched".into());
+        };
+        let mut vm = String::new();
+        if self.times.migrate.is_some() {
+            vm = recover_source(&mut self.vm, self.was_running, RECOVER_LIMIT)?.to_string();
+        }
+        saved.restore(&mut self.vm)?;
+        Ok(vm)
+    }
+
+    fn in_doubt(mut self, why: &str) -> Exit {
+        if let Some(guardian) = self.guardian.take() {
+            guardian.done();
+        }
+        self.report.tell(&Event::Failed {
+            exit: Exit::InDoubt as u8,
+            error: why.to_owned(),
+            vm: format!(
+                "the VM is paused here and stays so, since it may run at {}: look there first; only if it does not and never will, resume it here with `cont` on {}",
+                self.link.peer(),
+                self.args.qmp.display()
+            ),
+        });
+        Exit::InDoubt
+    }
+}
+
+fn failed(error: &dyn std::fmt::Display) -> Failure {
+    Failure::Failed(error.to_string())
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+/// The clock that QEMU stamps its events with.
+fn wall_clock() -> Option<Duration> {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .ok()
+}

@@ -1,0 +1,31 @@
+//! Control of a QEMU through QMP: what a migration through a relay needs of it, and no more.
+//!
+//! ```text
+//! codec     bytes ⇄ messages, sans-IO
+//! client    one monitor connection: commands that wait, and ones that do not
+//! vm        typed questions and orders
+//! settings  capabilities and parameters, changed for a migration and put back
+//! check     can this VM be moved, and do two QEMUs fit each other
+//! recover   the source VM runs again, the destination QEMU goes away
+//! ```
+//!
+//! QEMU serves one client at a time on a monitor socket. Answers are read with tolerance: fields
+//! that are not known here are ignored, for QEMU 6.2 to 10.2 differ.
+
+mod check;
+mod client;
+mod codec;
+mod error;
+mod facts;
+mod recover;
+mod settings;
+mod vm;
+
+pub use check::{Finding, Level, Report, check_destination, check_source, compare};
+pub use client::{Client, Id, Incoming};
+pub use codec::{Codec, Event, Message};
+pub use error::Error;
+pub use facts::{Version, VmFacts};
+pub use recover::{Recovered, discard_destination, recover_source};
+pub use settings::{Saved, Wanted};
+pub use vm::{MigrationInfo, MigrationStatus, RamInfo, RunState, Vm};

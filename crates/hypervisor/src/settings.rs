@@ -1,0 +1,114 @@
+//! The settings that a migration through a relay needs, and how they were before.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::{Error, Vm};
+
+/// Capabilities that change the stream in a way that a relay cannot follow, or let the source
+/// wait for an answer that a relay does not give. Those that say how the owner wants the data to
+/// travel (`multifd`) are not switched off silently: `check` refuses them.
+const OFF_AT_SOURCE: [&str; 12] = [
+    "background-snapshot",
+    "compress",
+    "late-block-activate",
+    "mapped-ram",
+    "pause-before-switchover",
+    "postcopy-preempt",
+    "postcopy-ram",
+    "release-ram",
+    "return-path",
+    "switchover-ack",
+    "xbzrle",
+    "zero-copy-send",
+];
+/// `x-ignore-shared` leaves shared memory out of the stream: the two hosts share none.
+const OFF_AT_BOTH: [&str; 2] = ["x-ignore-shared", "zero-blocks"];
+/// What the source asks for by itself.
+const OFF_AT_DESTINATION: [&str; 3] = ["postcopy-preempt", "postcopy-ram", "late-block-activate"];
+/// Events tell when the migration and the VM change state.
+const ON: [&str; 1] = ["events"];
+
+/// What the user wants of a migration.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Longest acceptable stop of the VM.
+    pub downtime_limit: Duration,
+}
+
+/// Settings to change, with the values that they had: made before anything is changed, so that
+/// whoever holds it can put everything back at any moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    capabilities_before: BTreeMap<String, bool>,
+    capabilities: BTreeMap<String, bool>,
+    parameters_before: Map<String, Value>,
+    parameters: Map<String, Value>,
+}
+
+impl Saved {
+    /// What a source QEMU needs.
+    pub fn plan_source(vm: &mut Vm, wanted: &Wanted) -> Result<Self, Error> {
+        let milliseconds = u64::try_from(wanted.downtime_limit.as_millis()).unwrap_or(u64::MAX);
+        let mut parameters = Map::new();
+        // The relay paces; a second limit in QEMU would only make it misjudge the link.
+        parameters.insert("max-bandwidth".into(), json!(0));
+        parameters.insert("downtime-limit".into(), json!(milliseconds));
+        let off = OFF_AT_SOURCE.iter().chain(&OFF_AT_BOTH);
+        Self::plan(vm, off.copied(), parameters)
+    }
+
+    /// What a destination QEMU needs.
+    pub fn plan_destination(vm: &mut Vm) -> Result<Self, Error> {
+        let off = OFF_AT_DESTINATION.iter().chain(&OFF_AT_BOTH);
+        Self::plan(vm, off.copied(), Map::new())
+    }
+
+    fn plan(
+        vm: &mut Vm,
+        off: impl Iterator<Item = &'static str>,
+        parameters: Map<String, Value>,
+    ) -> Result<Self, Error> {
+        let known = vm.capabilities()?;
+        let before = vm.parameters()?;
+        let wanted = off
+            .map(|name| (name, false))
+            .chain(ON.iter().map(|name| (*name, true)));
+        let mut saved = Saved {
+            capabilities_before: BTreeMap::new(),
+            capabilities: BTreeMap::new(),
+            parameters_before: Map::new(),
+            parameters: Map::new(),
+        };
+        for (name, state) in wanted {
+            // A capability that this QEMU does not know is as good as off.
+            if known.get(name).is_some_and(|now| *now != state) {
+                saved.capabilities_before.insert(name.into(), !state);
+                saved.capabilities.insert(name.into(), state);
+            }
+        }
+        for (name, value) in parameters {
+            if let Some(now) = before.get(&name).filter(|now| **now != value) {
+                saved.parameters_before.insert(name.clone(), now.clone());
+                saved.parameters.insert(name, value);
+            }
+        }
+        Ok(saved)
+    }
+
+    /// Makes the changes.
+    pub fn apply(&self, vm: &mut Vm) -> Result<(), Error> {
+        vm.set_capabilities(&self.capabilities)?;
+        vm.set_parameters(&self.parameters)
+    }
+
+    /// Puts everything back. Harmless if nothing was changed.
+    pub fn restore(&self, vm: &mut Vm) -> Result<(), Error> {
+        let parameters = vm.set_parameters(&self.parameters_before);
+        vm.set_capabilities(&self.capabilities_before)?;
+        parameters
+    }
+}
