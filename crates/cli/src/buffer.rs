@@ -93,7 +93,8 @@ impl Output {
     pub(crate) fn drain(&mut self, to: &mut impl Write, limit: usize) -> io::Result<usize> {
         let mut written = 0;
         while written < limit && !self.is_empty() {
-            let upto = (self.start + (limit - written)).min(self.bytes.len());
+            let count = (limit - written).min(self.len());
+            let upto = self.start + count;
             match to.write(&self.bytes[self.start..upto]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => {
@@ -177,7 +178,7 @@ mod tests {
         assert_eq!(output.drain(&mut to, 100).unwrap(), 0);
         assert_eq!(output.len(), 5);
         to.step = 100;
-        assert_eq!(output.drain(&mut to, 100).unwrap(), 5);
+        assert_eq!(output.drain(&mut to, usize::MAX).unwrap(), 5);
         assert!(output.is_empty());
         assert_eq!(to.data, b"0123456789");
     }

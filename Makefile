@@ -1,0 +1,67 @@
+# `make demo` and `make test` are all that a newcomer needs: each does its own set-up.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+RESULTS := target/results
+# One VM pair at a time: two would measure each other, and 2 cores carry no more.
+E2E := --test-threads=1
+FUZZ_SECONDS ?= 60
+
+.PHONY: help setup build demo test test-unit test-e2e test-slow bench lint fuzz man clean-lab
+
+help: ## What there is to make
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 14
+
+setup: ## Packages, QEMU 10 and 7.2, the guest's image
+	lab/setup.sh
+
+build: ## The program, optimised
+	$(CARGO) build --release --locked -p unmoor
+
+demo: setup ## Moves a VM with Redis under load from host A to host B
+	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests
+	target/release/unmoor-demo
+
+test: test-unit test-e2e ## Every test but the slow ones
+
+test-unit: ## Unit, property and simulation tests
+	$(CARGO) test --locked --workspace --exclude unmoor-tests --exclude lab
+
+test-e2e: setup ## Tests on real QEMU, real guests, two hosts
+	$(CARGO) build --release --locked -p unmoor -p lab
+	rm -rf $(RESULTS)/test-e2e.d
+	$(CARGO) test --release --locked -p lab -p unmoor-tests -- $(E2E)
+	target/release/lab-results test-e2e
+
+test-slow: setup ## The whole matrices, and a minute of fuzzing each
+	$(CARGO) build --release --locked -p unmoor -p lab
+	rm -rf $(RESULTS)/test-slow.d
+	UNMOOR_RECORD=test-slow $(CARGO) test --release --locked -p lab -p unmoor-tests -- $(E2E) --include-ignored
+	UNMOOR_SIMULATIONS=100000 $(CARGO) test --release --locked -p migrate --test simulation
+	$(MAKE) fuzz
+	target/release/lab-results test-slow
+
+bench: setup ## Stream throughput, and whole migrations beside stock QEMU's
+	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests
+	target/release/unmoor-bench
+
+fuzz: ## Coverage-guided fuzzing of every parser, FUZZ_SECONDS each
+	fuzz/run.sh $(FUZZ_SECONDS)
+
+lint: ## Format, clippy and documentation, warnings denied
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+man: build ## Manual pages and completions, into target/man and target/completions
+	mkdir -p target/man target/completions
+	target/release/unmoor man target/man
+	target/release/unmoor completions bash > target/completions/unmoor.bash
+	target/release/unmoor completions zsh > target/completions/_unmoor
+	target/release/unmoor completions fish > target/completions/unmoor.fish
+
+clean-lab: ## Removes what a killed run of the lab may have left behind
+	$(CARGO) run --release --locked -q -p lab --bin lab-clean

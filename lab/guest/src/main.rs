@@ -1,0 +1,36 @@
+//! Programs that run inside the lab's guest, as one static binary.
+//!
+//! ```text
+//! lab-guest control NAME          runs commands that arrive on a virtio-serial port
+//! lab-guest echo PORT             answers UDP and TCP with what it gets
+//! lab-guest writer MIB RATE MODE  dirties memory; RATE in MB/s (0: as fast as it can),
+//!                                 MODE full (whole pages) or touch (8 bytes a page)
+//! lab-guest writer-ctl COMMAND    verify, stat, corrupt: talks to the writer
+//! ```
+
+mod control;
+mod echo;
+mod writer;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match args[..] {
+        ["control", name] => control::run(name),
+        ["echo", port] => echo::run(port),
+        ["writer", mib, rate, mode] => writer::run(mib, rate, mode),
+        ["writer-ctl", command] => writer::ask(command),
+        _ => Err("usage: lab-guest control|echo|writer|writer-ctl ...".into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab-guest: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;

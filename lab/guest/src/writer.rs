@@ -1,0 +1,196 @@
+//! Dirties memory at a chosen rate, and can tell whether any of it was lost.
+//!
+//! Every page holds its index, its generation and a body derived from both; the generation that
+//! each page should have is kept apart. A page that went missing on the way shows an older
+//! generation; a damaged one does not match its own head.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::Outcome;
+
+const SOCKET: &str = "/run/lab-writer";
+const PAGE_WORDS: usize = 512;
+const PAGE_BYTES: u64 = 4096;
+/// Pages between two looks at the clock and the socket.
+const BATCH: usize = 64;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Rewrites whole pages with fresh data.
+    Full,
+    /// Rewrites 8 bytes of each page.
+    Touch,
+}
+
+struct Writer {
+    memory: Vec<u64>,
+    /// The generation that each page should have.
+    generations: Vec<u32>,
+    mode: Mode,
+    written: u64,
+    writing: Duration,
+}
+
+pub(crate) fn run(mib: &str, rate: &str, mode: &str) -> Outcome {
+    let mib: usize = mib.parse()?;
+    let rate: f64 = rate.parse()?;
+    let mode = match mode {
+        "full" => Mode::Full,
+        "touch" => Mode::Touch,
+        _ => return Err("the mode is full or touch".into()),
+    };
+    let pages = (mib << 20) / (PAGE_WORDS * 8);
+    let mut writer = Writer {
+        memory: vec![0; pages * PAGE_WORDS],
+        generations: vec![0; pages],
+        mode,
+        written: 0,
+        writing: Duration::ZERO,
+    };
+    for page in 0..pages {
+        writer.fill(page);
+    }
+    let _ = std::fs::remove_file(SOCKET);
+    let listener = UnixListener::bind(SOCKET)?;
+    listener.set_nonblocking(true)?;
+    println!("writer ready");
+    writer.write_forever(&listener, rate)
+}
+
+impl Writer {
+    fn write_forever(&mut self, listener: &UnixListener, rate: f64) -> Outcome {
+        let mut next = 0;
+        loop {
+            if let Ok((stream, _)) = listener.accept() {
+                self.serve(stream)?;
+            }
+            let begun = Instant::now();
+            for _ in 0..BATCH {
+                self.rewrite(next);
+                next = (next + 1) % self.generations.len();
+            }
+            self.written += BATCH as u64;
+            let bytes = (BATCH as u64 * PAGE_BYTES) as f64;
+            if rate > 0.0 {
+                // What a sleep takes too long is not caught up: bursts would outrun the rate.
+                let due = Duration::from_secs_f64(bytes / (rate * 1e6));
+                sleep(due.saturating_sub(begun.elapsed()));
+            }
+            self.writing += begun.elapsed();
+        }
+    }
+
+    fn rewrite(&mut self, page: usize) {
+        self.generations[page] = self.generations[page].wrapping_add(1);
+        match self.mode {
+            Mode::Full => self.fill(page),
+            Mode::Touch => self.words(page)[0] = self.head(page),
+        }
+    }
+
+    fn fill(&mut self, page: usize) {
+        let head = self.head(page);
+        let words = self.words(page);
+        words[0] = head;
+        let mut body = Body::new(head);
+        words[1..].fill_with(|| body.next());
+    }
+
+    fn words(&mut self, page: usize) -> &mut [u64] {
+        &mut self.memory[page * PAGE_WORDS..(page + 1) * PAGE_WORDS]
+    }
+
+    /// What the page's first word should be.
+    fn head(&self, page: usize) -> u64 {
+        (page as u64) << 32 | u64::from(self.generations[page])
+    }
+
+    fn serve(&mut self, mut stream: UnixStream) -> Outcome {
+        stream.set_nonblocking(false)?;
+        let mut command = String::new();
+        stream.read_to_string(&mut command)?;
+        let answer = match command.trim() {
+            "verify" => self.verify(),
+            "stat" => self.stat(),
+            "corrupt" => {
+                // For the test that a corruption is found.
+                let middle = self.memory.len() / 2 + 7;
+                self.memory[middle] ^= 1;
+                "corrupted one bit".into()
+            }
+            other => format!("unknown command {other}"),
+        };
+        // Who asked may be gone.
+        let _ = writeln!(stream, "{answer}");
+        Ok(())
+    }
+
+    fn verify(&mut self) -> String {
+        for page in 0..self.generations.len() {
+            let expected = self.head(page);
+            // In touch mode the body is that of the first generation.
+            let seed = match self.mode {
+                Mode::Full => expected,
+                Mode::Touch => (page as u64) << 32,
+            };
+            let words = self.words(page);
+            if words[0] != expected {
+                return format!(
+                    "CORRUPT page={page} expected={expected:#x} found={:#x}",
+                    words[0]
+                );
+            }
+            let mut body = Body::new(seed);
+            if words[1..].iter().any(|word| *word != body.next()) {
+                return format!("CORRUPT page={page} body of generation {expected:#x}");
+            }
+        }
+        format!(
+            "VERIFIED pages={} written={}",
+            self.generations.len(),
+            self.written
+        )
+    }
+
+    fn stat(&self) -> String {
+        let bytes = (self.written * PAGE_BYTES) as f64;
+        format!(
+            "STAT pages={} mb_per_s={:.1}",
+            self.written,
+            bytes / 1e6 / self.writing.as_secs_f64().max(1e-9)
+        )
+    }
+}
+
+/// A page's body: xorshift from its head.
+struct Body(u64);
+
+impl Body {
+    fn new(head: u64) -> Self {
+        Body(head ^ 0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// Asks the writer and prints its answer.
+pub(crate) fn ask(command: &str) -> Outcome {
+    let mut stream = UnixStream::connect(SOCKET)?;
+    stream.write_all(command.as_bytes())?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    print!("{answer}");
+    if answer.starts_with("CORRUPT") {
+        return Err("memory is corrupt".into());
+    }
+    Ok(())
+}

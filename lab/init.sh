@@ -1,0 +1,33 @@
+#!/bin/busybox sh
+# The guest's first process.
+/bin/busybox --install -s /bin
+export PATH=/bin:/usr/bin LD_LIBRARY_PATH=/usr/lib
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs tmp /run
+for module in $(cat /lib/modules/order); do
+  case $module in
+    *.xz) unxz -c "/lib/modules/$module" >/tmp/module.ko; insmod /tmp/module.ko ;;
+    *) insmod "/lib/modules/$module" ;;
+  esac
+done
+hostname guest
+ip link set lo up
+for word in $(cat /proc/cmdline); do
+  case $word in
+    lab.ip=*)
+      # The card appears when its driver has probed it.
+      while [ ! -e /sys/class/net/eth0 ]; do usleep 10000; done
+      ip addr add "${word#lab.ip=}" dev eth0
+      ip link set eth0 up
+      ;;
+  esac
+done
+lab-guest echo 7007 &
+redis-server --save '' --appendonly no --protected-mode no --bind 0.0.0.0 \
+  --daemonize yes --dir /run --logfile /run/redis.log
+lab-guest control lab.0 &
+until redis-cli ping >/dev/null 2>&1; do usleep 50000; done
+echo BOOTED
+while true; do sleep 3600; done

@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Makes the lab ready: packages, QEMU 10 and 7.2 side by side, the guest's kernel and image.
+# Safe to run at any time; does only what is missing. Everything but a few packages lands under
+# target/lab.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+LAB=$PWD/target/lab
+mkdir -p "$LAB"
+. /etc/os-release
+
+say() { printf 'lab: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+[ "$(uname -m)" = x86_64 ] || die "only x86_64 is supported"
+[ "$(id -u)" = 0 ] || die "the lab makes network namespaces: run as root"
+command -v apt-get >/dev/null || die "the lab is built from Debian packages: apt-get is needed"
+
+# One set-up at a time.
+exec 9>"$LAB/lock"
+flock 9
+
+# --- Packages on this system: tools, and with qemu-system-x86 the libraries that QEMU needs.
+missing=()
+for package in iproute2 kmod cpio gzip util-linux procps g++ libc6-dev qemu-system-x86; do
+  dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  say "installing ${missing[*]}"
+  apt-get -qq update
+  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+# --- Packages that are only unpacked. apt gets lists of its own, so that the system's sources
+# stay as they are; the mirror is the one that the system uses.
+mirror() {
+  apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
+    awk -v release="$VERSION_CODENAME" '$2 == release { print $1; exit }'
+}
+
+suite_apt() { # suite_apt SUITE APT-COMMAND ARGS...: apt with that suite alone
+  local suite=$1 command=$2 state=$LAB/apt/$1
+  shift 2
+  mkdir -p "$state/lists/partial" "$state/cache/archives/partial"
+  # As on an empty system: what is installed here must not decide which version is taken.
+  : >"$state/status"
+  local options=
+  [ ! -e /usr/share/keyrings/debian-archive-keyring.gpg ] ||
+    options='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
+  printf 'deb %s %s %s main\n' "$options" "$(mirror)" "$suite" >"$state/sources.list"
+  "$command" -o Dir::Etc::sourcelist="$state/sources.list" -o Dir::Etc::sourceparts=- \
+    -o Dir::State::lists="$state/lists" -o Dir::Cache="$state/cache" \
+    -o Dir::State::status="$state/status" -o APT::Sandbox::User=root -qq "$@"
+}
+
+unpack() { # unpack SUITE FOLDER PACKAGE...: downloads and unpacks, if not done before
+  local suite=$1 folder=$LAB/$2
+  shift 2
+  local key
+  key=$(printf '%s\n' "$suite" "$@" | sha256sum | cut -c1-16)
+  [ "$(cat "$folder/.unpacked" 2>/dev/null)" != "$key" ] || return 0
+  say "fetching $* from $suite"
+  rm -rf "$folder" "$folder.new"
+  mkdir -p "$folder.new/.debs"
+  suite_apt "$suite" apt-get update
+  (cd "$folder.new/.debs" && suite_apt "$suite" apt-get download "$@")
+  local deb
+  for deb in "$folder.new"/.debs/*.deb; do
+    dpkg-deb -x "$deb" "$folder.new"
+  done
+  rm -rf "$folder.new/.debs"
+  printf '%s' "$key" >"$folder.new/.unpacked"
+  mv "$folder.new" "$folder"
+}
+
+qemu_packages=(qemu-system-x86 qemu-system-common qemu-system-data seabios)
+unpack "$VERSION_CODENAME-backports" qemu-10 "${qemu_packages[@]}"
+unpack "$VERSION_CODENAME" qemu-7.2 "${qemu_packages[@]}"
+
+# The guest's kernel, and real programs with the libraries that they need.
+if [ ! -e "$LAB/guest-packages" ]; then
+  suite_apt "$VERSION_CODENAME" apt-get update
+  kernel=$(suite_apt "$VERSION_CODENAME" apt-cache depends linux-image-cloud-amd64 |
+    awk '$1 == "Depends:" && $2 ~ /^linux-image-/ { print $2; exit }')
+  libraries=$(suite_apt "$VERSION_CODENAME" apt-cache depends --recurse --no-recommends \
+    --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances redis-server redis-tools |
+    grep -E '^lib[a-z0-9.+-]+$' | sort -u)
+  printf '%s\n' "$kernel" busybox-static redis-server redis-tools $libraries >"$LAB/guest-packages.new"
+  mv "$LAB/guest-packages.new" "$LAB/guest-packages"
+fi
+mapfile -t guest_packages <"$LAB/guest-packages"
+unpack "$VERSION_CODENAME" guest-root "${guest_packages[@]}"
+
+# --- The guest's image.
+cargo=${CARGO:-cargo}
+# Static, so that it runs in any guest; with a target of its own, so that the flag does not make
+# cargo build everything else anew.
+RUSTFLAGS='-C target-feature=+crt-static' "$cargo" build -q --release --locked -p lab-guest \
+  --target x86_64-unknown-linux-gnu
+lab/image.sh "$LAB" target/x86_64-unknown-linux-gnu/release/lab-guest

@@ -1,0 +1,266 @@
+//! Hosts, client, switch and links: network namespaces.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// Prefix of every namespace; the lab's process id follows.
+const PREFIX: &str = "unmoor";
+
+/// A place in the lab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Host {
+    /// The first host.
+    A,
+    /// The second host.
+    B,
+    /// Where clients of the guest run.
+    Client,
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Host::A => "a",
+            Host::B => "b",
+            Host::Client => "client",
+        })
+    }
+}
+
+/// How the lab is to be.
+#[derive(Debug, Clone, Default)]
+pub struct LabOptions {
+    /// Rate of the migration link as `tc` writes it, for example `1gbit`; unlimited if absent.
+    pub link_rate: Option<String>,
+}
+
+impl LabOptions {
+    /// A lab whose migration link has the given rate.
+    pub fn with_rate(rate: &str) -> Self {
+        LabOptions {
+            link_rate: Some(rate.to_owned()),
+        }
+    }
+}
+
+/// Bytes that have crossed the migration link, as its interface counts them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkBytes {
+    /// Sent by host A.
+    pub from_a: u64,
+    /// Sent by host B.
+    pub from_b: u64,
+}
+
+/// The namespaces and a folder for sockets and logs; all removed when dropped.
+#[derive(Debug)]
+pub struct Lab {
+    prefix: String,
+    run: tempfile::TempDir,
+}
+
+impl Lab {
+    /// Builds the lab, after removing what dead runs left behind.
+    pub fn new(options: &LabOptions) -> Result<Self> {
+        remove_leftovers();
+        let lab = Lab {
+            prefix: format!("{PREFIX}{}", std::process::id()),
+            run: tempfile::Builder::new().prefix("unmoor-lab-").tempdir()?,
+        };
+        // From here on dropping `lab` removes whatever has been made.
+        lab.build(options)
+            .context("building the lab's network (it needs root)")?;
+        Ok(lab)
+    }
+
+    fn build(&self, options: &LabOptions) -> Result<()> {
+        let namespace = |name: &str| format!("{}-{name}", self.prefix);
+        for name in ["switch", "a", "b", "client"] {
+            ip(&["netns", "add", &namespace(name)])?;
+            ip(&["-n", &namespace(name), "link", "set", "lo", "up"])?;
+        }
+        let switch = namespace("switch");
+        bridge(&switch, "br0")?;
+        for (name, address) in [("a", "10.77.0.2/24"), ("b", "10.77.0.3/24")] {
+            let host = namespace(name);
+            let port = format!("port-{name}");
+            veth(&host, "up0", &switch, &port)?;
+            ip(&["-n", &switch, "link", "set", &port, "master", "br0", "up"])?;
+            bridge(&host, "br0")?;
+            ip(&["-n", &host, "link", "set", "up0", "master", "br0", "up"])?;
+            ip(&["-n", &host, "addr", "add", address, "dev", "br0"])?;
+            ip(&["-n", &host, "tuntap", "add", "tap0", "mode", "tap"])?;
+            ip(&["-n", &host, "link", "set", "tap0", "master", "br0", "up"])?;
+        }
+        let client = namespace("client");
+        veth(&client, "eth0", &switch, "port-client")?;
+        ip(&[
+            "-n",
+            &switch,
+            "link",
+            "set",
+            "port-client",
+            "master",
+            "br0",
+            "up",
+        ])?;
+        ip(&["-n", &client, "addr", "add", "10.77.0.1/24", "dev", "eth0"])?;
+        ip(&["-n", &client, "link", "set", "eth0", "up"])?;
+
+        veth(&namespace("a"), "mig0", &namespace("b"), "mig0")?;
+        for (name, address) in [("a", super::HOST_A), ("b", super::HOST_B)] {
+            let host = namespace(name);
+            let address = format!("{address}/24");
+            ip(&["-n", &host, "addr", "add", &address, "dev", "mig0"])?;
+            ip(&["-n", &host, "link", "set", "mig0", "up"])?;
+        }
+        if let Some(rate) = &options.link_rate {
+            for host in [Host::A, Host::B] {
+                let mut tc = self.command(host, "tc");
+                tc.args(["qdisc", "add", "dev", "mig0", "root", "tbf", "rate", rate]);
+                tc.args(["burst", "256kb", "latency", "50ms"]);
+                run(&mut tc)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A command that runs at `host`. Its process id is the program's own, and it dies with the
+    /// thread that starts it.
+    pub fn command(&self, host: Host, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", &self.namespace(host)])
+            .args(["setpriv", "--pdeathsig", "KILL", "--"])
+            .arg(program)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Bytes that have crossed the migration link so far.
+    pub fn link_bytes(&self) -> Result<LinkBytes> {
+        let output = Command::new("ip")
+            .args(["-n", &self.namespace(Host::A), "-j", "-s"])
+            .args(["link", "show", "dev", "mig0"])
+            .output()?;
+        let links: Value = serde_json::from_slice(&output.stdout)?;
+        let counted = |direction: &str| {
+            links[0]["stats64"][direction]["bytes"]
+                .as_u64()
+                .context("no counters on mig0")
+        };
+        Ok(LinkBytes {
+            from_a: counted("tx")?,
+            from_b: counted("rx")?,
+        })
+    }
+
+    /// Takes the migration link down or up.
+    pub fn set_link(&self, up: bool) -> Result<()> {
+        let state = if up { "up" } else { "down" };
+        ip(&["-n", &self.namespace(Host::A), "link", "set", "mig0", state])
+    }
+
+    /// The folder for sockets and logs.
+    pub fn run_dir(&self) -> &Path {
+        self.run.path()
+    }
+
+    fn namespace(&self, host: Host) -> String {
+        format!("{}-{host}", self.prefix)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        remove_namespaces(&format!("{}-", self.prefix));
+    }
+}
+
+/// Removes the namespaces of labs whose process is dead, and ends what still runs in them.
+pub fn remove_leftovers() {
+    for name in namespaces() {
+        let Some(rest) = name.strip_prefix(PREFIX) else {
+            continue;
+        };
+        let owner = rest.split('-').next().unwrap_or_default();
+        let dead = owner.parse::<u32>().is_ok() && !Path::new(&format!("/proc/{owner}")).exists();
+        if dead {
+            remove_namespaces(&name);
+        }
+    }
+}
+
+fn remove_namespaces(prefix: &str) {
+    for name in namespaces().iter().filter(|name| name.starts_with(prefix)) {
+        let pids = Command::new("ip").args(["netns", "pids", name]).output();
+        let pids = pids.map(|output| output.stdout).unwrap_or_default();
+        for pid in String::from_utf8_lossy(&pids).split_ascii_whitespace() {
+            let pid = pid.parse().ok().and_then(rustix::process::Pid::from_raw);
+            if let Some(pid) = pid {
+                // It may have ended meanwhile.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        let _ = Command::new("ip")
+            .args(["netns", "del", name])
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+fn namespaces() -> Vec<String> {
+    let output = Command::new("ip").args(["netns", "list"]).output();
+    let text = output.map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&text)
+        .lines()
+        .filter_map(|line| line.split_ascii_whitespace().next().map(str::to_owned))
+        .collect()
+}
+
+fn bridge(namespace: &str, name: &str) -> Result<()> {
+    ip(&[
+        "-n",
+        namespace,
+        "link",
+        "add",
+        name,
+        "type",
+        "bridge",
+        "stp_state",
+        "0",
+        "forward_delay",
+        "0",
+    ])?;
+    ip(&["-n", namespace, "link", "set", name, "up"])
+}
+
+fn veth(from: &str, from_name: &str, to: &str, to_name: &str) -> Result<()> {
+    ip(&[
+        "link", "add", from_name, "netns", from, "type", "veth", "peer", "name", to_name, "netns",
+        to,
+    ])
+}
+
+fn ip(args: &[&str]) -> Result<()> {
+    run(Command::new("ip").args(args))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("running {command:?}"))?;
+    if !output.status.success() {
+        bail!(
+            "{command:?} failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}

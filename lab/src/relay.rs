@@ -1,0 +1,200 @@
+//! The program under test: `unmoor send` and `unmoor receive` on the lab's hosts.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::{HOST_B, Host, Lab, Vm, program};
+
+/// The port that the lab's receivers listen on.
+pub const PORT: u16 = 7070;
+
+/// A running `unmoor` with `--json`; killed when dropped.
+#[derive(Debug)]
+pub struct Unmoor {
+    child: Child,
+    events: Arc<Events>,
+    stderr: PathBuf,
+}
+
+/// The events so far, filled by a thread that reads them.
+#[derive(Debug, Default)]
+struct Events {
+    seen: Mutex<(Vec<Value>, bool)>,
+    news: Condvar,
+}
+
+impl Unmoor {
+    /// Starts `unmoor` at `host` with the given arguments and `--json`.
+    pub fn start(lab: &Lab, host: Host, args: &[&str]) -> Result<Self> {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let stderr = lab.run_dir().join(format!("unmoor-{host}-{count}.stderr"));
+        let mut child = lab
+            .command(host, program("unmoor"))
+            .args(args)
+            .arg("--json")
+            .stdout(Stdio::piped())
+            .stderr(File::create(&stderr)?)
+            .spawn()
+            .context("starting unmoor")?;
+        let stdout = child.stdout.take().context("no output")?;
+        let events = Arc::new(Events::default());
+        let filled = Arc::clone(&events);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let event = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                filled.lock().0.push(event);
+                filled.news.notify_all();
+            }
+            filled.lock().1 = true;
+            filled.news.notify_all();
+        });
+        Ok(Unmoor {
+            child,
+            events,
+            stderr,
+        })
+    }
+
+    /// Starts `unmoor receive` for `vm` at host B, or at `host`, and waits until it listens.
+    pub fn receive(lab: &Lab, host: Host, vm: &Vm, more: &[&str]) -> Result<Self> {
+        let address = format!("{}:{PORT}", address(host)?);
+        let qmp = vm.qmp_path().display().to_string();
+        let mut args = vec!["receive", "--qmp", &qmp, "--listen", &address, "--insecure"];
+        args.extend_from_slice(more);
+        let receiver = Self::start(lab, host, &args)?;
+        receiver.await_event("listening", Duration::from_secs(20))?;
+        Ok(receiver)
+    }
+
+    /// Starts `unmoor send` for `vm` from `host` to the other one.
+    pub fn send(lab: &Lab, host: Host, vm: &Vm, more: &[&str]) -> Result<Self> {
+        let other = if host == Host::A { Host::B } else { Host::A };
+        let to = format!("{}:{PORT}", address(other)?);
+        let qmp = vm.qmp_path().display().to_string();
+        let mut args = vec!["send", "--qmp", &qmp, "--to", &to, "--insecure"];
+        args.extend_from_slice(more);
+        Self::start(lab, host, &args)
+    }
+
+    /// Waits for an event of that name.
+    pub fn await_event(&self, name: &str, limit: Duration) -> Result<Value> {
+        self.await_matching(name, |_| true, limit)
+    }
+
+    /// Waits for an event of that name that `matches`.
+    pub fn await_matching(
+        &self,
+        name: &str,
+        matches: impl Fn(&Value) -> bool,
+        limit: Duration,
+    ) -> Result<Value> {
+        let deadline = Instant::now() + limit;
+        let mut seen = self.events.lock();
+        loop {
+            let found = seen.0.iter().find(|e| e["event"] == name && matches(e));
+            if let Some(event) = found {
+                return Ok(event.clone());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if seen.1 || left.is_zero() {
+                bail!(
+                    "no event `{name}` from unmoor; its last were {:?} and it wrote {}",
+                    seen.0.iter().rev().take(3).collect::<Vec<_>>(),
+                    self.stderr()
+                );
+            }
+            (seen, _) = self
+                .events
+                .news
+                .wait_timeout(seen, left)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// All events so far.
+    pub fn events(&self) -> Vec<Value> {
+        self.events.lock().0.clone()
+    }
+
+    /// What it wrote to standard error.
+    pub fn stderr(&self) -> String {
+        let bytes = std::fs::read(&self.stderr).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id())?;
+        let pid = Pid::from_raw(pid).context("no process id")?;
+        kill_process(pid, signal).context("signalling unmoor")
+    }
+
+    /// Waits for it to end and yields its exit code (-1 if a signal ended it).
+    pub fn exit(&mut self, limit: Duration) -> Result<i32> {
+        let deadline = Instant::now() + limit;
+        let mut seen = self.events.lock();
+        // Its output closes when it ends.
+        while !seen.1 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let last = seen.0.last().cloned();
+                bail!("unmoor has not ended; its last event is {last:?}");
+            }
+            (seen, _) = self
+                .events
+                .news
+                .wait_timeout(seen, left)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(seen);
+        Ok(self.child.wait()?.code().unwrap_or(-1))
+    }
+
+    /// Waits for success and yields the summary.
+    pub fn summary(&mut self, limit: Duration) -> Result<Value> {
+        let code = self.exit(limit)?;
+        if code != 0 {
+            bail!(
+                "unmoor ended with {code}: {:?} {}",
+                self.events().last(),
+                self.stderr()
+            );
+        }
+        self.await_event("summary", Duration::ZERO)
+    }
+}
+
+impl Events {
+    fn lock(&self) -> std::sync::MutexGuard<'_, (Vec<Value>, bool)> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Unmoor {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn address(host: Host) -> Result<&'static str> {
+    match host {
+        Host::A => Ok(crate::HOST_A),
+        Host::B => Ok(HOST_B),
+        Host::Client => bail!("the client has no migration link"),
+    }
+}

@@ -1,0 +1,110 @@
+//! What the end-to-end tests, the demo and the benchmark share: a pair of VMs and a workload.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use lab::relay::Unmoor;
+use lab::{Host, Lab, LabOptions, Vm, VmOptions};
+use serde_json::Value;
+
+/// Longest wait for a whole migration in the lab.
+pub const MIGRATION_LIMIT: Duration = Duration::from_secs(120);
+/// Longest wait for anything else.
+pub const SHORT: Duration = Duration::from_secs(30);
+
+/// A VM on host A and a QEMU on host B that waits for it.
+#[derive(Debug)]
+pub struct Pair {
+    /// The VM.
+    pub source: Vm,
+    /// The QEMU that waits.
+    pub destination: Vm,
+    /// The two hosts. Last, so that the VMs end before their namespaces go.
+    pub lab: Lab,
+}
+
+impl Pair {
+    /// A booted VM on host A, with a 1 Gbit/s link to a host B where a QEMU waits.
+    pub fn new(options: &VmOptions) -> Result<Self> {
+        Self::with(options, &options.as_destination(), Some("1gbit"))
+    }
+
+    /// As [`new`](Pair::new), with the destination's options and the link's rate.
+    pub fn with(
+        source: &VmOptions,
+        destination: &VmOptions,
+        link_rate: Option<&str>,
+    ) -> Result<Self> {
+        let lab = Lab::new(&LabOptions {
+            link_rate: link_rate.map(str::to_owned),
+        })?;
+        let mut source = Vm::start(&lab, Host::A, source)?;
+        source.wait_booted()?;
+        let destination = Vm::start(&lab, Host::B, destination)?;
+        Ok(Pair {
+            source,
+            destination,
+            lab,
+        })
+    }
+
+    /// Starts `unmoor receive` at host B.
+    pub fn receive(&self, more: &[&str]) -> Result<Unmoor> {
+        Unmoor::receive(&self.lab, Host::B, &self.destination, more)
+    }
+
+    /// Starts `unmoor send` at host A.
+    pub fn send(&self, more: &[&str]) -> Result<Unmoor> {
+        Unmoor::send(&self.lab, Host::A, &self.source, more)
+    }
+
+    /// Moves the VM from A to B and yields the summary.
+    pub fn migrate(&self, more: &[&str]) -> Result<Value> {
+        let mut receiver = self.receive(&["--once"])?;
+        let mut sender = self.send(more)?;
+        let summary = sender.summary(MIGRATION_LIMIT)?;
+        let code = receiver.exit(SHORT)?;
+        if code != 0 {
+            bail!("unmoor receive ended with {code}: {:?}", receiver.events());
+        }
+        Ok(summary)
+    }
+}
+
+/// Starts a memory writer in the guest and waits until its memory is filled.
+pub fn start_writer(vm: &mut Vm, mib: u32, mb_per_s: u32, mode: &str) -> Result<()> {
+    vm.guest(&format!(
+        "lab-guest writer {mib} {mb_per_s} {mode} >/run/writer.log 2>&1 & \
+         until grep -q ready /run/writer.log; do usleep 20000; done"
+    ))?;
+    Ok(())
+}
+
+/// Has the writer check all of its memory; fails if a byte is not what it should be.
+pub fn verify_writer(vm: &mut Vm) -> Result<String> {
+    let answer = vm.guest("lab-guest writer-ctl verify")?;
+    if !answer.starts_with("VERIFIED") {
+        bail!("the writer says {answer}");
+    }
+    Ok(answer)
+}
+
+/// Waits until the writer has written more than it had at the call: proof that it runs.
+pub fn await_writing(vm: &mut Vm) -> Result<()> {
+    let written = |vm: &mut Vm| -> Result<u64> {
+        let answer = vm.guest("lab-guest writer-ctl stat")?;
+        let pages = answer
+            .split(' ')
+            .find_map(|word| word.strip_prefix("pages="))
+            .context("no count")?;
+        Ok(pages.parse()?)
+    };
+    let before = written(vm)?;
+    let deadline = Instant::now() + SHORT;
+    while written(vm)? <= before {
+        if Instant::now() > deadline {
+            bail!("the writer stands still");
+        }
+    }
+    Ok(())
+}
