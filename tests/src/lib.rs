@@ -108,3 +108,9 @@ pub fn await_writing(vm: &mut Vm) -> Result<()> {
     }
     Ok(())
 }
+
+/// What either half of the relay may use: 64 MiB and 48 bytes for each guest page.
+pub fn relay_memory_limit(summary: &Value) -> u64 {
+    let pages = summary["guest_memory_bytes"].as_u64().unwrap_or(0) / 4096;
+    (64 << 20) + 48 * pages
+}

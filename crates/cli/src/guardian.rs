@@ -14,11 +14,12 @@
 //!
 //! The pipe closing without `Done` means that the source half has died. Before `Commit` the
 //! guardian cancels QEMU's migration, resumes the VM, restores its settings and tells the
-//! destination; after `Commit` it does nothing. It is in a session of its own and ignores the
-//! signals that end its parent.
+//! destination that there will be no commit. After `Commit` it lets the VM rest and delivers the
+//! commit, should the source half have died before it could. It is in a session of its own and
+//! ignores the signals that end its parent.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -27,7 +28,9 @@ use hypervisor::{Saved, Vm};
 use migrate::put_verdict;
 use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
+use wire::{Frame, Message};
 
+use crate::buffer::{Filled, Input};
 use crate::poll::wait;
 
 /// Longest wait for the guardian's acknowledgement of a commit.
@@ -36,8 +39,7 @@ const ACK_LIMIT: Duration = Duration::from_secs(5);
 const QMP_LIMIT: Duration = Duration::from_secs(30);
 /// Longest wait for the VM to run again.
 const RECOVER_LIMIT: Duration = Duration::from_secs(60);
-/// Longest wait for the destination to hear that there was no commit. It does not run the VM
-/// either way.
+/// Longest wait for the destination to hear the decision, and for its answer.
 const TELL_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the guardian does when the source half dies.
@@ -150,11 +152,16 @@ pub(crate) fn run() -> io::Result<()> {
         let _ = stdout.write_all(b"+").and_then(|()| stdout.flush());
     }
     match watch {
-        Some(_) if committed => {
-            eprintln!(
-                "unmoor guardian: the relay died after the commit: the VM belongs to the destination and rests here"
-            );
-        }
+        Some(watch) if committed => match tell_destination(&watch, true) {
+            Ok(answer) => eprintln!(
+                "unmoor guardian: the relay died after the commit; the VM rests here, and {} {answer}",
+                watch.peer
+            ),
+            Err(error) => eprintln!(
+                "unmoor guardian: the relay died after the commit, and {} does not say whether the VM runs there ({error}): it rests here; look there before you resume it",
+                watch.peer
+            ),
+        },
         Some(watch) => match rescue(&watch) {
             Ok(how) => eprintln!("unmoor guardian: the relay died before the commit: {how}"),
             Err(error) => eprintln!(
@@ -170,9 +177,14 @@ pub(crate) fn run() -> io::Result<()> {
 fn rescue(watch: &Watch) -> Result<String, hypervisor::Error> {
     let mut vm = connect(&watch.qmp)?;
     let recovered = hypervisor::recover_source(&mut vm, watch.was_running, RECOVER_LIMIT)?;
-    let restored = watch.saved.restore(&mut vm);
-    tell_destination(watch);
-    restored?;
+    watch.saved.restore(&mut vm)?;
+    // Best effort: a destination that waits for a verdict does not run the VM either way.
+    if let Err(error) = tell_destination(watch, false) {
+        eprintln!(
+            "unmoor guardian: the destination at {} could not be told ({error}); it does not run the VM",
+            watch.peer
+        );
+    }
     Ok(recovered.to_string())
 }
 
@@ -182,20 +194,32 @@ fn connect(qmp: &Path) -> Result<Vm, hypervisor::Error> {
     Vm::connect(qmp, QMP_LIMIT)
 }
 
-/// Best effort: a destination that waits for a verdict may give up its VM.
-fn tell_destination(watch: &Watch) {
-    let tell = || {
-        let mut stream = std::net::TcpStream::connect_timeout(&watch.peer, TELL_LIMIT)?;
-        stream.set_write_timeout(Some(TELL_LIMIT))?;
-        let mut out = Vec::new();
-        put_verdict(watch.session, false, &mut out);
-        stream.write_all(&out)
-    };
-    if let Err(error) = tell() {
-        let error: io::Error = error;
-        eprintln!(
-            "unmoor guardian: the destination at {} could not be told ({error}); it does not run the VM",
-            watch.peer
-        );
+/// Connects and tells the decision; yields what the destination answers.
+fn tell_destination(watch: &Watch, commit: bool) -> io::Result<&'static str> {
+    let mut stream = TcpStream::connect_timeout(&watch.peer, TELL_LIMIT)?;
+    stream.set_write_timeout(Some(TELL_LIMIT))?;
+    stream.set_read_timeout(Some(TELL_LIMIT))?;
+    let mut out = Vec::new();
+    put_verdict(watch.session, commit, &mut out);
+    stream.write_all(&out)?;
+    let (mut input, mut decoder) = (Input::default(), wire::Decoder::new());
+    loop {
+        match input.fill(&mut stream)? {
+            Filled::Some(_) => {}
+            Filled::Closed => return Ok("has given the VM up"),
+            // The time limit of a blocking read.
+            Filled::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+        }
+        while let Some((used, frame)) = decoder.next(input.unread()).map_err(io::Error::other)? {
+            match frame {
+                Frame::Control(Message::Committed(started)) if started.running => {
+                    return Ok("runs it");
+                }
+                Frame::Control(Message::Committed(_)) => return Ok("has it, paused"),
+                Frame::Control(Message::Abort { .. }) => return Ok("has given the VM up"),
+                _ => {}
+            }
+            input.consume(used);
+        }
     }
 }

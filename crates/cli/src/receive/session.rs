@@ -17,7 +17,7 @@ use crate::buffer::{Filled, Input, Output};
 use crate::exit::Exit;
 use crate::net::{self, Link};
 use crate::poll::wait;
-use crate::report::{Event, session_name};
+use crate::report::{Event, peak_memory, session_name};
 use crate::send::Failure;
 
 /// Bytes waiting for QEMU beyond which nothing more is read from the link.
@@ -56,6 +56,8 @@ pub(super) struct Session<'r, 'a> {
     committed: Option<Duration>,
     resumed: Option<Duration>,
     linger_until: Option<Instant>,
+    /// Whether the VM runs here.
+    running: bool,
 }
 
 struct Connection {
@@ -99,6 +101,7 @@ impl<'r, 'a> Session<'r, 'a> {
             committed: None,
             resumed: None,
             linger_until: None,
+            running: false,
         };
         session.connect(link);
         session
@@ -237,11 +240,11 @@ impl<'r, 'a> Session<'r, 'a> {
             (Some(resumed), Some(committed)) => resumed.saturating_sub(committed),
             _ => Duration::ZERO,
         };
-        self.receiver.report.tell(&Event::Started { running });
         let started = Started {
             running,
             resume_after_us: u64::try_from(resume_after.as_micros()).unwrap_or(u64::MAX),
         };
+        self.running = running;
         self.engine.started(started, self.to_peer.tail());
         if self.link.is_none() {
             self.linger_until = Some(Instant::now() + LINGER);
@@ -298,10 +301,16 @@ impl<'r, 'a> Session<'r, 'a> {
 
     fn wait_and_read(&mut self, deadline: Instant) -> Result<(), Stop> {
         let receiver = &self.receiver;
+        // While the source may have committed, whoever connects has a verdict to deliver: it
+        // waits until the first connection is known to be lost.
+        let listener_flags = match &self.link {
+            Some(_) if self.engine.phase().may_be_committed() => PollFlags::empty(),
+            _ => PollFlags::IN,
+        };
         let mut fds = vec![
             PollFd::from_borrowed_fd(receiver.signals.fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(receiver.vm.fd(), PollFlags::IN),
-            PollFd::new(&receiver.listener, PollFlags::IN),
+            PollFd::new(&receiver.listener, listener_flags),
         ];
         let mut link_flags = PollFlags::empty();
         if self.to_qemu.len() < WAITING_MAX {
@@ -456,8 +465,7 @@ impl<'r, 'a> Session<'r, 'a> {
         else {
             return Ok(());
         };
-        let undecided = self.engine.phase().may_be_committed();
-        if self.link.is_none() && undecided {
+        if self.link.is_none() {
             self.connect(link);
             return Ok(());
         }
@@ -508,6 +516,11 @@ impl<'r, 'a> Session<'r, 'a> {
                 text: format!("the settings of the QEMU here could not be restored: {error}"),
             });
         }
+        self.receiver.report.tell(&Event::Received {
+            running: self.running,
+            pages: self.engine.pages(),
+            relay_memory_bytes: peak_memory(),
+        });
         Ending::Over(Exit::Success)
     }
 
@@ -520,6 +533,7 @@ impl<'r, 'a> Session<'r, 'a> {
                 running: true,
                 resume_after_us: 0,
             };
+            self.running = true;
             self.engine.started(started, self.to_peer.tail());
             return self.moved(Some(failure.to_string()));
         }

@@ -74,9 +74,14 @@ impl Report for Human {
             Event::Stopped => self.say("the VM has stopped for the switchover"),
             Event::Ready => self.say("the destination has loaded everything; memory proven equal"),
             Event::Committed => self.say("committed"),
-            Event::Started { running: true } => self.say("the VM runs here"),
-            Event::Started { running: false } => {
-                self.say("the VM is here, paused: resume it with `cont` when you are ready");
+            Event::Received { running, pages, .. } => {
+                self.finish();
+                let state = if *running {
+                    "the VM runs here"
+                } else {
+                    "the VM is here, paused: resume it with `cont` when you are ready"
+                };
+                println!("{state} ({} pages, digest equal)", count(*pages));
             }
             Event::Summary(summary) => {
                 self.finish();

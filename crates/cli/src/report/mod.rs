@@ -35,10 +35,17 @@ pub(crate) enum Event {
     Ready,
     /// Source: the commit is recorded and sent. The VM belongs to the destination.
     Committed,
-    /// Destination: the VM has been started.
-    Started { running: bool },
     /// Source: it is done.
     Summary(Box<Summary>),
+    /// Destination: it is done.
+    Received {
+        /// Whether the VM runs.
+        running: bool,
+        /// Pages that arrived.
+        pages: u64,
+        /// Highest resident memory of this process in bytes.
+        relay_memory_bytes: Option<u64>,
+    },
     /// It failed.
     Failed { exit: u8, error: String, vm: String },
 }
