@@ -166,6 +166,17 @@ impl Lab {
         ip(&["-n", &self.namespace(Host::A), "link", "set", "mig0", state])
     }
 
+    /// Ids of the processes that run at `host`.
+    pub fn pids(&self, host: Host) -> Result<Vec<u32>> {
+        let output = Command::new("ip")
+            .args(["netns", "pids", &self.namespace(host)])
+            .output()?;
+        Ok(String::from_utf8_lossy(&output.stdout)
+            .split_ascii_whitespace()
+            .filter_map(|pid| pid.parse().ok())
+            .collect())
+    }
+
     /// The folder for sockets and logs.
     pub fn run_dir(&self) -> &Path {
         self.run.path()
