@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,11 +34,19 @@ struct Events {
 impl Unmoor {
     /// Starts `unmoor` at `host` with the given arguments and `--json`.
     pub fn start(lab: &Lab, host: Host, args: &[&str]) -> Result<Self> {
+        Self::spawn(lab, lab.command(host, program("unmoor")), args)
+    }
+
+    /// Starts `unmoor` outside the lab's namespaces, where the test itself is.
+    pub fn start_outside(lab: &Lab, args: &[&str]) -> Result<Self> {
+        Self::spawn(lab, Command::new(program("unmoor")), args)
+    }
+
+    fn spawn(lab: &Lab, mut command: Command, args: &[&str]) -> Result<Self> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let stderr = lab.run_dir().join(format!("unmoor-{host}-{count}.stderr"));
-        let mut child = lab
-            .command(host, program("unmoor"))
+        let stderr = lab.run_dir().join(format!("unmoor-{count}.stderr"));
+        let mut child = command
             .args(args)
             .arg("--json")
             .stdout(Stdio::piped())
