@@ -158,7 +158,7 @@ impl PageTable {
             .get(usize::from(block.0))
             .and_then(|pages| {
                 let index = usize::try_from(index).ok()?;
-                (index < pages.count).then_some(pages.first + index)
+                (index < pages.count).then(|| pages.first + index)
             })
             .ok_or(TableError::NoSuchPage {
                 block: block.0,

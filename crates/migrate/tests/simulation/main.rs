@@ -1,0 +1,88 @@
+//! Both halves of the engine between two fake QEMUs, over a network that cuts and delays, with
+//! faults at any step: seeded, so that a failing run is replayed by its seed.
+//!
+//! `UNMOOR_SIMULATIONS` sets the number of runs, `UNMOOR_SEED` runs one seed alone.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "small numbers, and a panic is how a test fails"
+)]
+
+mod qemu;
+mod random;
+mod world;
+
+use std::collections::BTreeMap;
+
+use world::{Ending, World};
+
+const DEFAULT_RUNS: u64 = 3000;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn memory_is_equal_and_one_copy_runs_whatever_happens() {
+    let seeds = match number("UNMOOR_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("UNMOOR_SIMULATIONS").unwrap_or(DEFAULT_RUNS),
+    };
+    let alone = seeds.end - seeds.start == 1;
+    let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
+    for seed in seeds {
+        let result = std::panic::catch_unwind(|| World::new(seed).run());
+        let run = result.unwrap_or_else(|_| panic!("seed {seed}: run it with UNMOOR_SEED={seed}"));
+        for what in run.seen {
+            *seen.entry(what).or_default() += 1;
+        }
+        *seen.entry(run.ending.name()).or_default() += 1;
+    }
+    println!("{seen:?}");
+    if !alone {
+        // A simulation in which nothing happens would prove nothing.
+        for what in [
+            "moved",
+            "stayed",
+            "duplicate dropped",
+            "zero page",
+            "several walks",
+            "early section",
+            "no description",
+            "switchover command",
+            "cut before the commit",
+            "cut after the commit",
+            "cut while ready",
+            "source cancelled",
+            "destination refused",
+            "stream truncated",
+            "page corrupted",
+            "settled by verdict",
+            "revoked by verdict",
+        ] {
+            assert!(
+                seen.get(what).is_some_and(|count| *count > 0),
+                "never: {what}"
+            );
+        }
+    }
+}
+
+/// The digest is what stands between a corrupt page and a running VM.
+#[test]
+fn a_corrupt_page_never_runs() {
+    let mut caught = 0;
+    for seed in 0..300 {
+        let mut world = World::new(seed);
+        world.only_fault_is_corruption();
+        let run = world.run();
+        if run.seen.contains(&"page corrupted") {
+            // Unless a later version of the page made it good before the end.
+            match run.ending {
+                Ending::Stayed => caught += 1,
+                Ending::Moved => assert!(run.seen.contains(&"corruption overwritten"), "{seed}"),
+            }
+        }
+    }
+    assert!(caught > 100, "{caught}");
+}

@@ -1,0 +1,512 @@
+//! Everything between the two guests, and what goes wrong with it.
+
+use std::collections::BTreeSet;
+
+use migrate::{
+    Destination, DestinationAction, DestinationPhase, Outputs, Source, SourceAction, SourcePhase,
+    put_verdict,
+};
+use qemu_stream::return_path::ReturnPathParser;
+use qemu_stream::{Event, Parser};
+use wire::{AbortCode, Decoder, Started};
+
+use crate::qemu::{DestinationQemu, SourceQemu};
+use crate::random::Random;
+
+const SESSION: [u8; 16] = [5; 16];
+/// Steps after which a run that has not ended is stuck.
+const STEPS_MAX: usize = 200_000;
+
+/// Where the VM is in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Moved,
+    Stayed,
+}
+
+impl Ending {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Ending::Moved => "moved",
+            Ending::Stayed => "stayed",
+        }
+    }
+}
+
+/// What a run came to.
+pub(crate) struct Run {
+    pub(crate) ending: Ending,
+    pub(crate) seen: BTreeSet<&'static str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    Cut,
+    Cancel,
+    Refuse,
+    Truncate,
+    Corrupt,
+}
+
+/// One direction of the network: bytes on their way, in order.
+#[derive(Default)]
+struct Pipe {
+    bytes: Vec<u8>,
+    /// After a cut: so many bytes still arrive, and nothing that is written later.
+    left: Option<usize>,
+}
+
+pub(crate) struct World {
+    random: Random,
+    seen: BTreeSet<&'static str>,
+    fault: Fault,
+    /// The step at which it strikes.
+    fault_at: usize,
+    source_qemu: SourceQemu,
+    parser: Parser,
+    from_qemu: Vec<u8>,
+    stream_over: bool,
+    source: Source,
+    source_decoder: Decoder,
+    source_input: Vec<u8>,
+    /// The source half has given up; its VM runs.
+    source_gave_up: bool,
+    /// The commit was recorded: the guardian's journal.
+    recorded: bool,
+    finished: bool,
+    there: Pipe,
+    back: Pipe,
+    connected: bool,
+    destination: Destination,
+    destination_decoder: Decoder,
+    destination_input: Vec<u8>,
+    destination_gave_up: bool,
+    destination_qemu: DestinationQemu,
+    return_path: Vec<u8>,
+    corrupted: bool,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let source_qemu = SourceQemu::new(&mut random);
+        let fault = match random.below(12) {
+            0..=3 => Fault::Cut,
+            4 => Fault::Cancel,
+            5 => Fault::Refuse,
+            6 => Fault::Truncate,
+            7 => Fault::Corrupt,
+            _ => Fault::None,
+        };
+        let fault_at = random.below(250);
+        World {
+            fault,
+            fault_at,
+            seen: BTreeSet::new(),
+            source_qemu,
+            parser: Parser::new(),
+            from_qemu: Vec::new(),
+            stream_over: false,
+            source: Source::new(SESSION, random.next()),
+            source_decoder: Decoder::new(),
+            source_input: Vec::new(),
+            source_gave_up: false,
+            recorded: false,
+            finished: false,
+            there: Pipe::default(),
+            back: Pipe::default(),
+            connected: true,
+            destination: Destination::new(),
+            destination_decoder: Decoder::new(),
+            destination_input: Vec::new(),
+            destination_gave_up: false,
+            destination_qemu: DestinationQemu::new(),
+            return_path: Vec::new(),
+            corrupted: false,
+            random,
+        }
+    }
+
+    pub(crate) fn only_fault_is_corruption(&mut self) {
+        self.fault = Fault::Corrupt;
+        self.fault_at %= 60;
+    }
+
+    /// Runs to the end and checks everything that must hold.
+    pub(crate) fn run(mut self) -> Run {
+        self.note_what_kind();
+        self.source
+            .greet("test", "{}".into(), &mut self.there.bytes);
+        self.destination.connected(&mut self.back.bytes);
+        for step in 0..STEPS_MAX {
+            if step == self.fault_at {
+                self.strike();
+            }
+            match self.random.below(6) {
+                0 => self.qemu_writes(),
+                1 => self.source_reads_qemu(),
+                2 => self.source_reads_link(),
+                3 => self.destination_reads_link(),
+                4 => self.destination_reads_qemu(),
+                _ => self.source_acts(),
+            }
+            self.destination_acts();
+            self.only_one_runs();
+            if self.is_over() {
+                return self.end();
+            }
+        }
+        panic!(
+            "stuck: source {:?}, destination {:?}",
+            self.source.phase(),
+            self.destination.phase()
+        );
+    }
+
+    fn note_what_kind(&mut self) {
+        let kinds = [
+            (self.source_qemu.early_section, "early section"),
+            (!self.source_qemu.description, "no description"),
+            (self.source_qemu.switchover_command, "switchover command"),
+        ];
+        self.seen
+            .extend(kinds.iter().filter(|(is, _)| *is).map(|(_, name)| *name));
+    }
+
+    fn strike(&mut self) {
+        match self.fault {
+            Fault::None => {}
+            Fault::Cut if self.connected => self.cut(),
+            Fault::Cut => {}
+            Fault::Cancel if self.source.phase() < SourcePhase::Committed => {
+                self.seen.insert("source cancelled");
+                self.source_gives_up();
+            }
+            Fault::Cancel => {}
+            Fault::Refuse => {
+                self.seen.insert("destination refused");
+                self.destination_qemu.refuses = true;
+            }
+            Fault::Truncate if !self.stream_over && !self.source_qemu.completed => {
+                self.seen.insert("stream truncated");
+                self.source_gives_up();
+            }
+            Fault::Truncate => {}
+            Fault::Corrupt => self.corrupt(),
+        }
+    }
+
+    /// Changes a bit of a page on its way, if one is on its way; otherwise tries again.
+    fn corrupt(&mut self) {
+        let bytes = &mut self.there.bytes;
+        // A run of one number long enough to be a page's content.
+        let page = (0..bytes.len().saturating_sub(3000))
+            .step_by(500)
+            .find(|at| {
+                let run = &bytes[*at..at + 3000];
+                run[0] != 0 && run.iter().all(|byte| *byte == run[0])
+            });
+        match page {
+            Some(at) => {
+                bytes[at + 100] ^= 0x80;
+                self.corrupted = true;
+                self.seen.insert("page corrupted");
+            }
+            None => self.fault_at += 7,
+        }
+    }
+
+    /// The connection is lost, with what was on its way.
+    fn cut(&mut self) {
+        self.connected = false;
+        for pipe in [&mut self.there, &mut self.back] {
+            pipe.left = Some(self.random.below(pipe.bytes.len() + 1));
+        }
+        self.seen.insert(match self.source.phase() {
+            SourcePhase::Committed | SourcePhase::Finished => "cut after the commit",
+            _ => "cut before the commit",
+        });
+    }
+
+    fn qemu_writes(&mut self) {
+        if self.source.phase() < SourcePhase::Setup || self.source_gave_up {
+            return;
+        }
+        if self.source_qemu.guest_runs() {
+            self.source_qemu.guest_writes(&mut self.random);
+        }
+        self.source_qemu.advance(&mut self.random);
+    }
+
+    fn source_reads_qemu(&mut self) {
+        if self.source_gave_up {
+            return;
+        }
+        let output = &mut self.source_qemu.output;
+        let count = self.random.below(output.len().min(20_000) + 1);
+        self.from_qemu.extend(output.drain(..count));
+        let mut at = 0;
+        let out = &mut self.there.bytes;
+        while let Some((used, event)) = self.parser.next(&self.from_qemu[at..]).unwrap() {
+            self.source
+                .event(&event, self.parser.blocks(), self.parser.page_size(), out)
+                .unwrap();
+            self.stream_over |= matches!(event, Event::End { .. });
+            at += used;
+        }
+        self.from_qemu.drain(..at);
+        self.source.flush(out);
+        // QEMU closes its stream when it has completed.
+        if self.source_qemu.completed && self.source_qemu.output.is_empty() {
+            if !self.stream_over {
+                let end = self.parser.finish(&self.from_qemu).unwrap().unwrap();
+                self.source.event(&end, &[], 4096, out).unwrap();
+                self.from_qemu.clear();
+                self.stream_over = true;
+            }
+            self.source.qemu_completed();
+        }
+    }
+
+    /// Moves some bytes across one direction of the link; false if the link is cut and empty.
+    fn carry(random: &mut Random, pipe: &mut Pipe, to: &mut Vec<u8>, connected: bool) -> bool {
+        if let Some(left) = pipe.left {
+            pipe.bytes.truncate(left);
+        }
+        let count = random.below(pipe.bytes.len().min(30_000) + 1);
+        to.extend(pipe.bytes.drain(..count));
+        pipe.left = pipe.left.map(|left| left - count);
+        connected || !pipe.bytes.is_empty()
+    }
+
+    fn source_reads_link(&mut self) {
+        if self.source_gave_up || self.finished {
+            return;
+        }
+        let alive = Self::carry(
+            &mut self.random,
+            &mut self.back,
+            &mut self.source_input,
+            self.connected,
+        );
+        let mut at = 0;
+        while let Ok(Some((used, frame))) = self.source_decoder.next(&self.source_input[at..]) {
+            let result = self.source.frame(frame, &mut self.there.bytes);
+            at += used;
+            if result.is_err() {
+                assert!(
+                    self.source.phase() < SourcePhase::Committed,
+                    "{result:?}"
+                );
+                self.source_gives_up();
+                return;
+            }
+        }
+        self.source_input.drain(..at);
+        if !alive {
+            if self.recorded {
+                self.reconnect(true);
+            } else {
+                self.source_gives_up();
+            }
+        }
+    }
+
+    fn source_acts(&mut self) {
+        if self.source_gave_up {
+            return;
+        }
+        while let Some(action) = self.source.next_action() {
+            match action {
+                SourceAction::Start(_) => {}
+                SourceAction::Decide => {
+                    self.recorded = true;
+                    self.source.commit_recorded(&mut self.there.bytes);
+                }
+                SourceAction::Finish(started) => {
+                    assert!(started.running);
+                    self.finished = true;
+                }
+            }
+        }
+    }
+
+    /// Before the commit is recorded: the source VM runs on.
+    fn source_gives_up(&mut self) {
+        assert!(!self.recorded, "a recorded commit cannot be taken back");
+        self.source
+            .abort(AbortCode::Other, "test", &mut self.there.bytes);
+        self.source_gave_up = true;
+        if !self.connected && self.destination.phase().may_be_committed() {
+            self.reconnect(false);
+        }
+        self.connected = false;
+    }
+
+    /// The source, or its guardian, tells the decision on a new connection.
+    fn reconnect(&mut self, commit: bool) {
+        if self.destination_gave_up {
+            return;
+        }
+        self.seen.insert(if commit {
+            "settled by verdict"
+        } else {
+            "revoked by verdict"
+        });
+        self.there = Pipe::default();
+        self.back = Pipe::default();
+        self.source_input.clear();
+        self.destination_input.clear();
+        self.source_decoder = Decoder::new();
+        self.destination_decoder = Decoder::new();
+        self.destination.connected(&mut self.back.bytes);
+        if commit {
+            self.source.ask_outcome(&mut self.there.bytes);
+        } else {
+            put_verdict(SESSION, false, &mut self.there.bytes);
+        }
+        self.connected = true;
+    }
+
+    fn destination_reads_link(&mut self) {
+        if self.destination_gave_up {
+            return;
+        }
+        let alive = Self::carry(
+            &mut self.random,
+            &mut self.there,
+            &mut self.destination_input,
+            self.connected,
+        );
+        let mut at = 0;
+        let mut to_qemu = Vec::new();
+        loop {
+            let decoded = self.destination_decoder.next(&self.destination_input[at..]);
+            let Some((used, frame)) = decoded.unwrap() else {
+                break;
+            };
+            let mut outputs = Outputs {
+                peer: &mut self.back.bytes,
+                qemu: &mut to_qemu,
+            };
+            let result = self.destination.frame(&frame, &mut outputs);
+            at += used;
+            if result.is_err() {
+                self.destination_gives_up();
+                return;
+            }
+            self.destination_acts();
+        }
+        self.destination_input.drain(..at);
+        self.destination.flush(&mut to_qemu);
+        self.destination_qemu.load(&to_qemu);
+        let phase = self.destination.phase();
+        if !alive && !phase.may_be_committed() {
+            self.destination_gives_up();
+        } else if !alive && phase == DestinationPhase::Ready {
+            self.seen.insert("cut while ready");
+            if self.source_gave_up {
+                // The guardian's word.
+                self.reconnect(false);
+            }
+        }
+    }
+
+    fn destination_acts(&mut self) {
+        while let Some(action) = self.destination.next_action() {
+            match action {
+                DestinationAction::Admit(hello) => {
+                    assert_eq!(hello.session, SESSION);
+                    self.destination
+                        .accept("test", "{}".into(), 1 << 30, &mut self.back.bytes);
+                }
+                DestinationAction::Started => {
+                    assert!(self.destination_qemu.runs);
+                    let started = Started {
+                        running: true,
+                        resume_after_us: 1,
+                    };
+                    self.destination.started(started, &mut self.back.bytes);
+                }
+                DestinationAction::OpenQemu
+                | DestinationAction::Committed
+                | DestinationAction::Finish => {}
+            }
+        }
+    }
+
+    fn destination_reads_qemu(&mut self) {
+        if self.destination_gave_up {
+            return;
+        }
+        self.return_path.append(&mut self.destination_qemu.answers);
+        let mut parser = ReturnPathParser::new();
+        let mut at = 0;
+        while let Some((used, message)) = parser.next(&self.return_path[at..]).unwrap() {
+            at += used;
+            let result = self.destination.return_path(&message, &mut self.back.bytes);
+            if result.is_err() {
+                self.destination_gives_up();
+                return;
+            }
+        }
+        self.return_path.drain(..at);
+    }
+
+    fn destination_gives_up(&mut self) {
+        assert!(!self.destination_qemu.runs, "a running VM is not given up");
+        self.destination
+            .abort(AbortCode::Other, "test", &mut self.back.bytes);
+        self.destination_gave_up = true;
+    }
+
+    /// At no moment do both run, and the destination's only after the decision.
+    fn only_one_runs(&self) {
+        if self.destination_qemu.runs {
+            assert!(self.recorded, "the destination runs without a commit");
+            assert!(!self.source_gave_up, "both run");
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let stayed = self.source_gave_up
+            && (self.destination_gave_up || !self.destination.phase().may_be_committed());
+        self.finished || stayed
+    }
+
+    fn end(mut self) -> Run {
+        let stats = self.source.stats();
+        for (happened, name) in [
+            (stats.pages_dropped > 0, "duplicate dropped"),
+            (stats.pages_zero > 0, "zero page"),
+            (stats.walks > 1, "several walks"),
+        ] {
+            if happened {
+                self.seen.insert(name);
+            }
+        }
+        let ending = if self.finished {
+            assert!(self.destination_qemu.runs);
+            assert_eq!(
+                self.destination_qemu.ram, self.source_qemu.sent,
+                "what was sent last"
+            );
+            assert_eq!(
+                self.destination_qemu.ram, self.source_qemu.ram,
+                "the stopped VM's memory"
+            );
+            if self.corrupted {
+                self.seen.insert("corruption overwritten");
+            }
+            Ending::Moved
+        } else {
+            assert!(!self.destination_qemu.runs && !self.recorded);
+            Ending::Stayed
+        };
+        Run {
+            ending,
+            seen: self.seen,
+        }
+    }
+}
