@@ -295,10 +295,7 @@ impl World {
             let result = self.source.frame(frame, &mut self.there.bytes);
             at += used;
             if result.is_err() {
-                assert!(
-                    self.source.phase() < SourcePhase::Committed,
-                    "{result:?}"
-                );
+                assert!(self.source.phase() < SourcePhase::Committed, "{result:?}");
                 self.source_gives_up();
                 return;
             }
