@@ -1,0 +1,71 @@
+//! Writes a small valid input for each target: without one a fuzzer hardly gets past the magic.
+//!
+//! `seeds FOLDER` makes `FOLDER/TARGET/seed`.
+
+use std::fs;
+use std::path::Path;
+
+use qemu_stream::return_path::Message as Answer;
+use qemu_stream::test_support::StreamBuilder;
+use wire::{BatchWriter, Digest, Message, Preamble, put_control, put_device};
+
+fn main() -> std::io::Result<()> {
+    let folder = std::env::args().nth(1).unwrap_or_else(|| ".".into());
+    for (target, bytes) in [
+        ("stream", stream()),
+        ("return_path", return_path()),
+        ("wire", connection()),
+    ] {
+        let folder = Path::new(&folder).join(target);
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("seed"), bytes)?;
+    }
+    Ok(())
+}
+
+fn stream() -> Vec<u8> {
+    StreamBuilder::new("pc-q35-10.0")
+        .ram_start(&[StreamBuilder::block("pc.ram", 1 << 16)])
+        .device(9, "virtio-mem-device-early", &[1; 20])
+        .part(|stream| {
+            stream.page(0, 0, &[7; 4096]).zero(0, 4096);
+        })
+        .end(|stream| {
+            stream.zero(0, 8192);
+        })
+        .device(4, "timer", &[0, 6, 0, 0, 0, 3])
+        .finish()
+}
+
+fn return_path() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for answer in [
+        Answer::Pong(1),
+        Answer::RequestPages {
+            block: Some(b"pc.ram"),
+            start: 4096,
+            length: 4096,
+        },
+        Answer::ReceivedBitmap {
+            block: b"pc.ram",
+            bitmap: &[0xff; 16],
+        },
+        Answer::SwitchoverAck,
+        Answer::Shut(0),
+    ] {
+        answer.put(&mut bytes);
+    }
+    bytes
+}
+
+fn connection() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Preamble::OURS.put(&mut bytes);
+    let mut batch = BatchWriter::new(4096);
+    batch.page(0, 1, &[3; 4096], &mut bytes);
+    batch.zero(0, 2, &mut bytes);
+    batch.flush(&mut bytes);
+    put_control(&Message::Ready(Digest { pages: 2, sum: 9 }), &mut bytes);
+    put_device(&[1, 2, 3], &mut bytes);
+    bytes
+}

@@ -1,0 +1,54 @@
+//! Every dependency has a licence that `deny.toml` allows.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+/// The quoted strings of `allow = [...]`.
+fn allowed() -> Result<Vec<String>> {
+    let policy = std::fs::read_to_string(lab::root().join("deny.toml"))?;
+    let list = policy
+        .split_once("allow = [")
+        .and_then(|(_, rest)| rest.split_once(']'))
+        .context("no list of licences in deny.toml")?
+        .0;
+    Ok(list.split('"').skip(1).step_by(2).map(str::to_owned).collect())
+}
+
+/// Whether a licence expression can be satisfied: `OR` chooses, `AND` needs all.
+fn satisfied(expression: &str, allowed: &[String]) -> bool {
+    let plain = expression.replace(['(', ')'], "").replace('/', " OR ");
+    plain.split(" AND ").all(|part| {
+        part.split(" OR ")
+            .any(|licence| allowed.iter().any(|one| one == licence.trim()))
+    })
+}
+
+#[test]
+fn every_dependency_has_an_allowed_licence() -> Result<()> {
+    let allowed = allowed()?;
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
+        .current_dir(lab::root())
+        .output()?;
+    let metadata: Value = serde_json::from_slice(&output.stdout)?;
+    let packages = metadata["packages"].as_array().context("no packages")?;
+    let refused: Vec<_> = packages
+        .iter()
+        .filter(|package| !satisfied(package["license"].as_str().unwrap_or(""), &allowed))
+        .map(|package| format!("{} ({})", package["name"], package["license"]))
+        .collect();
+    assert!(packages.len() > 20, "that is not all");
+    assert_eq!(refused, Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn a_policy_that_allows_everything_would_show() {
+    let allowed = ["MIT".to_owned()];
+    assert!(satisfied("MIT OR GPL-3.0", &allowed));
+    assert!(!satisfied("MIT AND GPL-3.0", &allowed));
+    assert!(!satisfied("GPL-3.0", &allowed));
+    assert!(!satisfied("", &allowed));
+}
