@@ -13,7 +13,12 @@ fn allowed() -> Result<Vec<String>> {
         .and_then(|(_, rest)| rest.split_once(']'))
         .context("no list of licences in deny.toml")?
         .0;
-    Ok(list.split('"').skip(1).step_by(2).map(str::to_owned).collect())
+    Ok(list
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect())
 }
 
 /// Whether a licence expression can be satisfied: `OR` chooses, `AND` needs all.
