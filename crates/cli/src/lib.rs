@@ -1,7 +1,7 @@
 //! `unmoor`: live migration of QEMU/KVM virtual machines through a relay on each host.
 //!
-//! [`run`] is the whole program. The data's way: QEMU's stream is read in [`send`], goes through
-//! the engine of the crate `migrate` and over a [`net`] link to [`receive`], which writes the
+//! [`run`] is the whole program. The data's way: QEMU's stream is read in `send`, goes through
+//! the engine of the crate `migrate` and over a `net` link to `receive`, which writes the
 //! destination QEMU's stream. Sockets, QMP, clocks and signals are here; what to do with them is
 //! decided in `migrate`.
 
