@@ -84,7 +84,9 @@ impl Parser {
                 Ok(Some((reader.used(), event)))
             }
             raw::FLAG_EOS if word == raw::FLAG_EOS => self.end_of_section(section, &mut reader),
-            raw::FLAG_MEM_SIZE if section == Section::Start && self.blocks.is_empty() => {
+            raw::FLAG_MEM_SIZE
+                if !continued && section == Section::Start && self.blocks.is_empty() =>
+            {
                 self.block_list(offset, &mut reader)
             }
             raw::FLAG_MULTIFD_FLUSH if word == raw::FLAG_MULTIFD_FLUSH => {
