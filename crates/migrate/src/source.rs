@@ -420,22 +420,14 @@ impl Source {
                 feature: "XBZRLE",
                 remedy: "switch the capability `xbzrle` off at the source",
             }),
-            Event::Page { .. } => self.page_again(event, out),
+            // Taken in `event` already, for speed.
+            Event::Page {
+                block,
+                offset,
+                data,
+                ..
+            } => self.page(block, offset, Some(data), out),
         }
-    }
-
-    /// Unreachable in practice: [`Source::event`] takes pages before coming here.
-    fn page_again(&mut self, event: &Event<'_>, out: &mut Vec<u8>) -> Result<(), Fault> {
-        if let Event::Page {
-            block,
-            offset,
-            data,
-            ..
-        } = *event
-        {
-            return self.page(block, offset, Some(data), out);
-        }
-        Ok(())
     }
 
     fn ram_blocks(

@@ -2,6 +2,7 @@
 
 mod hook;
 mod meter;
+mod outcome;
 mod session;
 mod settle;
 

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hypervisor::{
     Incoming, MigrationInfo, MigrationStatus, RunState, Saved, Vm, VmFacts, Wanted, compare,
-    recover_source,
 };
 use migrate::{KeepAlive, Liveness, Source, SourceAction, SourcePhase};
 use qemu_stream::{Event as StreamEvent, Parser};
@@ -24,7 +23,7 @@ use crate::guardian::{Guardian, Watch};
 use crate::net::{Link, Trust};
 use crate::pace::Pace;
 use crate::poll::wait;
-use crate::report::{Event, Progress, Report, Summary, peak_memory, session_name};
+use crate::report::{Event, Progress, Report, session_name};
 use crate::signals::Signals;
 
 /// Bytes waiting for the link beyond which nothing more is read from QEMU. Small: what waits
@@ -33,9 +32,7 @@ const WAITING_MAX: usize = 512 << 10;
 /// Time between two progress reports.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Longest wait for the peer to take our last words.
-const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
-/// Longest wait for the source VM to run again.
-const RECOVER_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 /// The name under which QEMU knows its end of the stream.
 const STREAM_FD: &str = "unmoor-migration";
 
@@ -47,29 +44,29 @@ pub(crate) struct Session<'a> {
     pub(super) signals: Signals,
     pub(super) engine: Source,
     pub(super) link: Link,
-    vm: Vm,
-    facts: VmFacts,
-    session: [u8; 16],
+    pub(super) vm: Vm,
+    pub(super) facts: VmFacts,
+    pub(super) session: [u8; 16],
     input: Input,
-    output: Output,
+    pub(super) output: Output,
     decoder: wire::Decoder,
-    qemu: Option<QemuStream>,
-    guardian: Option<Guardian>,
-    saved: Option<Saved>,
+    pub(super) qemu: Option<QemuStream>,
+    pub(super) guardian: Option<Guardian>,
+    pub(super) saved: Option<Saved>,
     /// Whether the VM ran when the migration began.
-    was_running: bool,
-    destination_qemu: String,
-    hook: Option<Hook>,
-    hook_time: Option<Duration>,
+    pub(super) was_running: bool,
+    pub(super) destination_qemu: String,
+    pub(super) hook: Option<Hook>,
+    pub(super) hook_time: Option<Duration>,
     alive: KeepAlive,
     pace: Option<Pace>,
-    times: Times,
-    meters: Meters,
+    pub(super) times: Times,
+    pub(super) meters: Meters,
     query: Query,
 }
 
 /// QEMU's stream as it comes out.
-struct QemuStream {
+pub(super) struct QemuStream {
     socket: UnixStream,
     input: Input,
     parser: Parser,
@@ -78,20 +75,21 @@ struct QemuStream {
 }
 
 /// When things happened.
-struct Times {
-    begun: Instant,
-    migrate: Option<Instant>,
+pub(super) struct Times {
+    pub(super) begun: Instant,
+    pub(super) migrate: Option<Instant>,
     /// QEMU's STOP event, on the wall clock that QEMU stamps events with.
-    stopped: Option<Duration>,
-    committed: Option<Duration>,
+    pub(super) stopped: Option<Duration>,
+    pub(super) committed: Option<Duration>,
     next_report: Instant,
 }
 
-struct Meters {
-    wire_bytes: u64,
+/// Counters and rates.
+pub(super) struct Meters {
+    pub(super) wire_bytes: u64,
     wire: Meter,
     memory: Meter,
-    passes: u64,
+    pub(super) passes: u64,
 }
 
 /// The poll of `query-migrate`: asked without waiting, since QEMU does not answer while the last
@@ -639,126 +637,10 @@ impl<'a> Session<'a> {
             self.link.peer()
         ))
     }
-
-    /// The VM runs at the destination.
-    fn moved(mut self, started: Started) -> Exit {
-        let finished = Instant::now();
-        let restored = match self.saved.take() {
-            Some(saved) => saved.restore(&mut self.vm),
-            None => Ok(()),
-        };
-        if let Err(error) = restored {
-            self.report.tell(&Event::Note {
-                text: format!("the source QEMU's settings could not be restored: {error}"),
-            });
-        }
-        if let Some(guardian) = self.guardian.take() {
-            guardian.done();
-        }
-        let stats = self.engine.stats();
-        let summary = Summary {
-            session: session_name(self.session),
-            total_ms: millis(finished - self.times.migrate.unwrap_or(self.times.begun)),
-            downtime_ms: self.downtime(started).map(millis),
-            before_commit_ms: self.hook_time.map(millis),
-            wire_bytes: self.meters.wire_bytes,
-            guest_memory_bytes: stats.ram_bytes,
-            pages_sent: stats.pages_sent,
-            pages_zero: stats.pages_zero,
-            pages_dropped: stats.pages_dropped,
-            device_bytes: stats.device_bytes,
-            passes: self.meters.passes.max(1),
-            digest: "equal",
-            digest_pages: self.engine.digest().pages,
-            running_at_destination: started.running,
-            source_qemu: self.facts.qemu_version.to_string(),
-            destination_qemu: std::mem::take(&mut self.destination_qemu),
-            relay_memory_bytes: peak_memory(),
-        };
-        self.report.tell(&Event::Summary(Box::new(summary)));
-        Exit::Success
-    }
-
-    /// Source STOP to commit on this host's clock, commit to RESUME on the destination's, and
-    /// half a round trip between the two: no two clocks are compared.
-    fn downtime(&self, started: Started) -> Option<Duration> {
-        let before_commit = self.times.committed?.checked_sub(self.times.stopped?)?;
-        let on_the_way = self.link.round_trip().unwrap_or_default() / 2;
-        started
-            .running
-            .then(|| before_commit + on_the_way + Duration::from_micros(started.resume_after_us))
-    }
-
-    /// The VM stays here: tells the destination, and puts everything back.
-    fn stay(mut self, failure: &Failure) -> Exit {
-        self.hook = None;
-        let code = match failure {
-            Failure::Refused(_) => AbortCode::Mismatch,
-            Failure::Cancelled(_) => AbortCode::Cancelled,
-            Failure::Failed(_) => AbortCode::Other,
-        };
-        self.engine
-            .abort(code, &failure.to_string(), self.output.tail());
-        let _ = self.link.send_all(&mut self.output, LAST_WORDS_LIMIT);
-        // Closes QEMU's stream: a migration that still writes fails at once.
-        self.qemu = None;
-        let mut exit = failure.exit();
-        let vm = match self.put_back() {
-            Ok(vm) => vm,
-            Err(error) => {
-                exit = Exit::NeedsHelp;
-                format!(
-                    "the VM could not be brought back: {error}; the guardian goes on trying, or resume it with `cont` on {}",
-                    self.args.qmp.display()
-                )
-            }
-        };
-        if let (Some(guardian), true) = (self.guardian.take(), exit != Exit::NeedsHelp) {
-            guardian.done();
-        }
-        self.report.tell(&Event::Failed {
-            exit: exit as u8,
-            error: failure.to_string(),
-            vm,
-        });
-        exit
-    }
-
-    fn put_back(&mut self) -> Result<String, hypervisor::Error> {
-        let Some(saved) = self.saved.take() else {
-            return Ok("the VM was not touched".into());
-        };
-        let mut vm = String::new();
-        if self.times.migrate.is_some() {
-            vm = recover_source(&mut self.vm, self.was_running, RECOVER_LIMIT)?.to_string();
-        }
-        saved.restore(&mut self.vm)?;
-        Ok(vm)
-    }
-
-    fn in_doubt(mut self, why: &str) -> Exit {
-        if let Some(guardian) = self.guardian.take() {
-            guardian.done();
-        }
-        self.report.tell(&Event::Failed {
-            exit: Exit::InDoubt as u8,
-            error: why.to_owned(),
-            vm: format!(
-                "the VM is paused here and stays so, since it may run at {}: look there first; only if it does not and never will, resume it here with `cont` on {}",
-                self.link.peer(),
-                self.args.qmp.display()
-            ),
-        });
-        Exit::InDoubt
-    }
 }
 
 fn failed(error: &dyn std::fmt::Display) -> Failure {
     Failure::Failed(error.to_string())
-}
-
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
 }
 
 /// The clock that QEMU stamps its events with.

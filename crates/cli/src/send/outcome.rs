@@ -1,0 +1,136 @@
+//! The three ways in which a migration ends, and what each leaves behind.
+
+use std::time::{Duration, Instant};
+
+use hypervisor::recover_source;
+use wire::{AbortCode, Started};
+
+use super::Failure;
+use super::session::{LAST_WORDS_LIMIT, Session};
+use crate::exit::Exit;
+use crate::report::{Event, Summary, peak_memory, session_name};
+
+/// Longest wait for the source VM to run again.
+const RECOVER_LIMIT: Duration = Duration::from_secs(30);
+
+impl Session<'_> {
+    /// The VM runs at the destination.
+    pub(super) fn moved(mut self, started: Started) -> Exit {
+        let finished = Instant::now();
+        self.restore_settings();
+        if let Some(guardian) = self.guardian.take() {
+            guardian.done();
+        }
+        let stats = self.engine.stats();
+        let summary = Summary {
+            session: session_name(self.session),
+            total_ms: millis(finished - self.times.migrate.unwrap_or(self.times.begun)),
+            downtime_ms: self.downtime(started).map(millis),
+            before_commit_ms: self.hook_time.map(millis),
+            wire_bytes: self.meters.wire_bytes,
+            guest_memory_bytes: stats.ram_bytes,
+            pages_sent: stats.pages_sent,
+            pages_zero: stats.pages_zero,
+            pages_dropped: stats.pages_dropped,
+            device_bytes: stats.device_bytes,
+            passes: self.meters.passes.max(1),
+            digest: "equal",
+            digest_pages: self.engine.digest().pages,
+            running_at_destination: started.running,
+            source_qemu: self.facts.qemu_version.to_string(),
+            destination_qemu: std::mem::take(&mut self.destination_qemu),
+            relay_memory_bytes: peak_memory(),
+        };
+        self.report.tell(&Event::Summary(Box::new(summary)));
+        Exit::Success
+    }
+
+    /// The settings of a VM that has gone: worth a note, not a failure.
+    fn restore_settings(&mut self) {
+        if let Some(saved) = self.saved.take()
+            && let Err(error) = saved.restore(&mut self.vm)
+        {
+            self.report.tell(&Event::Note {
+                text: format!("the source QEMU's settings could not be restored: {error}"),
+            });
+        }
+    }
+
+    /// Source STOP to commit on this host's clock, commit to RESUME on the destination's, and
+    /// half a round trip between the two: no two clocks are compared.
+    fn downtime(&self, started: Started) -> Option<Duration> {
+        let before_commit = self.times.committed?.checked_sub(self.times.stopped?)?;
+        let on_the_way = self.link.round_trip().unwrap_or_default() / 2;
+        started
+            .running
+            .then(|| before_commit + on_the_way + Duration::from_micros(started.resume_after_us))
+    }
+
+    /// The VM stays here: tells the destination, and puts everything back.
+    pub(super) fn stay(mut self, failure: &Failure) -> Exit {
+        self.hook = None;
+        let code = match failure {
+            Failure::Refused(_) => AbortCode::Mismatch,
+            Failure::Cancelled(_) => AbortCode::Cancelled,
+            Failure::Failed(_) => AbortCode::Other,
+        };
+        self.engine
+            .abort(code, &failure.to_string(), self.output.tail());
+        let _ = self.link.send_all(&mut self.output, LAST_WORDS_LIMIT);
+        // Closes QEMU's stream: a migration that still writes fails at once.
+        self.qemu = None;
+        let mut exit = failure.exit();
+        let vm = match self.put_back() {
+            Ok(vm) => vm,
+            Err(error) => {
+                exit = Exit::NeedsHelp;
+                format!(
+                    "the VM could not be brought back: {error}; the guardian goes on trying, or resume it with `cont` on {}",
+                    self.args.qmp.display()
+                )
+            }
+        };
+        if let (Some(guardian), true) = (self.guardian.take(), exit != Exit::NeedsHelp) {
+            guardian.done();
+        }
+        self.report.tell(&Event::Failed {
+            exit: exit as u8,
+            error: failure.to_string(),
+            vm,
+        });
+        exit
+    }
+
+    fn put_back(&mut self) -> Result<String, hypervisor::Error> {
+        let Some(saved) = self.saved.take() else {
+            return Ok("the VM was not touched".into());
+        };
+        let mut vm = String::new();
+        if self.times.migrate.is_some() {
+            vm = recover_source(&mut self.vm, self.was_running, RECOVER_LIMIT)?.to_string();
+        }
+        saved.restore(&mut self.vm)?;
+        Ok(vm)
+    }
+
+    pub(super) fn in_doubt(mut self, why: &str) -> Exit {
+        self.restore_settings();
+        if let Some(guardian) = self.guardian.take() {
+            guardian.done();
+        }
+        self.report.tell(&Event::Failed {
+            exit: Exit::InDoubt as u8,
+            error: why.to_owned(),
+            vm: format!(
+                "the VM is paused here and stays so, since it may run at {}: look there first; only if it does not and never will, resume it here with `cont` on {}",
+                self.link.peer(),
+                self.args.qmp.display()
+            ),
+        });
+        Exit::InDoubt
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}

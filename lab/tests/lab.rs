@@ -1,0 +1,100 @@
+//! The lab itself: what it measures with can fail, and nothing of it is left behind.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+use lab::{Host, Lab, LabOptions, Vm, VmOptions, ram, stock};
+use serde_json::json;
+
+fn namespaces() -> Result<String> {
+    let output = Command::new("ip").args(["netns", "list"]).output()?;
+    let mine = format!("unmoor{}-", std::process::id());
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter(|line| line.starts_with(&mine))
+        .collect())
+}
+
+#[test]
+fn nothing_is_left_behind() -> Result<()> {
+    let lab = Lab::new(&LabOptions::with_rate("1gbit"))?;
+    let folder: PathBuf = lab.run_dir().to_owned();
+    let vm = Vm::start(&lab, Host::A, &VmOptions::default())?;
+    let process = PathBuf::from(format!("/proc/{}", vm.pid()));
+    assert!(!namespaces()?.is_empty() && folder.exists() && process.exists());
+    // Even if somebody forgets to end the VM first.
+    drop(lab);
+    assert_eq!(namespaces()?, "");
+    assert!(!folder.exists());
+    drop(vm);
+    assert!(!process.exists());
+    Ok(())
+}
+
+/// A writer that found no damage, or a comparison that found no difference, would prove nothing if
+/// neither could.
+#[test]
+fn damage_and_differences_are_found() -> Result<()> {
+    let lab = Lab::new(&LabOptions::with_rate("1gbit"))?;
+    let options = VmOptions::default();
+    let mut source = Vm::start(&lab, Host::A, &options)?;
+    source.wait_booted()?;
+    let waiting = VmOptions {
+        paused: true,
+        ..options.as_destination()
+    };
+    let mut destination = Vm::start(&lab, Host::B, &waiting)?;
+    source.guest(
+        "lab-guest writer 32 10 full >/run/writer.log 2>&1 & \
+         until grep -q ready /run/writer.log; do usleep 20000; done",
+    )?;
+    source.guest("lab-guest writer-ctl verify")?;
+
+    stock_migration_to_a_paused_vm(&mut source, &mut destination)?;
+    let equal = ram::compare(&mut source, &mut destination)?;
+    assert!(equal.differing.is_empty(), "{equal:x?}");
+    assert_eq!(equal.pages, (512 << 20) / 4096);
+
+    // Having run for a moment, the guest is another one.
+    destination.qmp("cont", &json!({}))?;
+    destination.guest("lab-guest writer-ctl verify")?;
+    destination.guest("lab-guest writer-ctl corrupt")?;
+    let verdict = destination
+        .guest("lab-guest writer-ctl verify")
+        .unwrap_err();
+    assert!(format!("{verdict:#}").contains("CORRUPT"), "{verdict:#}");
+    destination.qmp("stop", &json!({}))?;
+    let differs = ram::compare(&mut source, &mut destination)?;
+    assert!(!differs.differing.is_empty());
+    Ok(())
+}
+
+fn stock_migration_to_a_paused_vm(source: &mut Vm, destination: &mut Vm) -> Result<()> {
+    let uri = format!("tcp:{}:4444", lab::HOST_B);
+    destination.qmp("migrate-incoming", &json!({"uri": uri}))?;
+    source.qmp("migrate", &json!({"uri": uri}))?;
+    source.wait_status("postmigrate", Duration::from_secs(60))?;
+    destination.wait_status("paused", Duration::from_secs(60))
+}
+
+#[test]
+fn a_stock_migration_is_measured() -> Result<()> {
+    let lab = Lab::new(&LabOptions::with_rate("1gbit"))?;
+    let options = VmOptions::default();
+    let mut source = Vm::start(&lab, Host::A, &options)?;
+    source.wait_booted()?;
+    let mut destination = Vm::start(&lab, Host::B, &options.as_destination())?;
+    let report = stock::migrate(
+        &lab,
+        &mut source,
+        &mut destination,
+        Duration::from_millis(300),
+    )?;
+    assert_eq!(destination.status()?, "running");
+    assert!(report.downtime_ms > 0.0 && report.downtime_ms < report.total_ms);
+    // At least what the guest's kernel and Redis occupy.
+    assert!(report.wire_bytes > 50_000_000, "{report:?}");
+    Ok(())
+}
