@@ -19,9 +19,9 @@ cargo build -q --release --locked --manifest-path fuzz/Cargo.toml --target "$tri
 RUSTFLAGS='' cargo run -q --release --locked --manifest-path fuzz/Cargo.toml \
   --target-dir target/fuzz --bin seeds -- target/fuzz-corpus
 
-mkdir -p target/results target/fuzz-artifacts
+rm -rf target/results/fuzz.d
+mkdir -p target/results/fuzz.d target/fuzz-artifacts
 findings=0
-results=
 for target in "${targets[@]}"; do
   log=target/fuzz-artifacts/$target.log
   artifacts=target/fuzz-artifacts/$target-
@@ -38,8 +38,9 @@ for target in "${targets[@]}"; do
   executions=$(awk '/stat::number_of_executed_units/ { print $2 }' "$log")
   edges=$(grep -oE 'cov: [0-9]+' "$log" | tail -n 1 | awk '{ print $2 }')
   echo "fuzz $target: ${executions:-0} executions, ${edges:-0} edges, $found findings"
-  results+="${results:+, }\"$target\": {\"seconds\": $seconds, \"executions\": ${executions:-0}, \"edges\": ${edges:-0}, \"findings\": $found}"
+  printf '{"seconds": %s, "executions": %s, "edges": %s, "findings": %s}' \
+    "$seconds" "${executions:-0}" "${edges:-0}" "$found" >"target/results/fuzz.d/$target.json"
 done
-printf '{"target": "fuzz", "command": "fuzz/run.sh %s", "results": {%s}}\n' "$seconds" "$results" \
-  >target/results/fuzz.json
+# Gathers them with the machine and the versions.
+RUSTFLAGS='' cargo run -q --release --locked -p lab --bin lab-results -- fuzz
 [ "$findings" = 0 ]

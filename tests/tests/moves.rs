@@ -189,3 +189,29 @@ fn a_bandwidth_limit_holds() -> Result<()> {
         &json!({"limit": 25_000_000, "rate": rate}),
     )
 }
+
+/// A frame of a few bytes may describe thousands of zero pages: a large, young guest must not
+/// make the destination half large.
+#[test]
+fn a_large_guest_of_zeros_costs_little_memory() -> Result<()> {
+    let options = VmOptions {
+        memory: "8G".into(),
+        ..VmOptions::default()
+    };
+    let pair = Pair::with(&options, &options.as_destination(), None)?;
+    let mut receiver = pair.receive(&["--once"])?;
+    let summary = pair.send(&[])?.summary(MIGRATION_LIMIT)?;
+    assert_eq!(receiver.exit(SHORT)?, 0);
+    let received = receiver.await_event("received", SHORT)?;
+    // The page table, and buffers that do not depend on the guest.
+    let table = summary["digest_pages"].as_u64().unwrap_or(0) * migrate::BYTES_PER_PAGE as u64;
+    let used = received["relay_memory_bytes"].as_u64().unwrap_or(u64::MAX);
+    assert!(
+        used < table + (16 << 20),
+        "{used} bytes, of which the table {table}"
+    );
+    results::record(
+        "large_guest",
+        &json!({"summary": summary, "received": received, "table": table}),
+    )
+}

@@ -37,10 +37,17 @@ impl Emitter {
     }
 
     /// Makes the RAM blocks known, before [`Event::RamBlocks`] is emitted.
+    ///
+    /// # Panics
+    /// If a name is longer than 255 bytes: check lists that come from a peer. A parser's are
+    /// never.
     pub fn set_blocks(&mut self, blocks: &[RamBlock]) {
         self.names = blocks.iter().map(|block| block.name.clone()).collect();
         self.block_list.clear();
-        let total: u64 = blocks.iter().map(|block| block.used_length).sum();
+        let total: u64 = blocks
+            .iter()
+            .map(|block| block.used_length)
+            .fold(0, u64::wrapping_add);
         put64(total | raw::FLAG_MEM_SIZE, &mut self.block_list);
         for block in blocks {
             put_str8(block.name.as_bytes(), &mut self.block_list);
@@ -51,7 +58,11 @@ impl Emitter {
         }
     }
 
-    /// Appends one event.
+    /// Appends one event. A page record leaves the block's name out if the event says so, unless
+    /// the last record was of another block: events may be left out or put in between.
+    ///
+    /// # Panics
+    /// If a text, payload or difference is too long for its length field; from a parser none is.
     pub fn emit(&mut self, event: &Event<'_>, out: &mut Vec<u8>) {
         match *event {
             Event::FileHeader => {
@@ -138,6 +149,9 @@ impl Emitter {
 
     /// Appends a whole START of the `ram` section with the given blocks, which later records
     /// refer to.
+    ///
+    /// # Panics
+    /// As [`set_blocks`](Emitter::set_blocks).
     pub fn ram_start(
         &mut self,
         section_id: u32,
@@ -173,20 +187,21 @@ impl Emitter {
     /// Appends a page, leaving the block's name out where it may.
     #[inline]
     pub fn page(&mut self, block: BlockId, offset: u64, data: &[u8], out: &mut Vec<u8>) {
-        let continued = self.last_block == Some(block);
-        self.record(raw::FLAG_PAGE, block, offset, continued, out);
+        self.record(raw::FLAG_PAGE, block, offset, true, out);
         out.extend_from_slice(data);
     }
 
     /// Appends a page of zeros, leaving the block's name out where it may.
     #[inline]
     pub fn zero(&mut self, block: BlockId, offset: u64, out: &mut Vec<u8>) {
-        let continued = self.last_block == Some(block);
-        self.record(raw::FLAG_ZERO, block, offset, continued, out);
+        self.record(raw::FLAG_ZERO, block, offset, true, out);
         out.push(0);
     }
 
     /// Appends a command.
+    ///
+    /// # Panics
+    /// If the payload is longer than 65,535 bytes.
     pub fn command(&mut self, id: u16, payload: &[u8], out: &mut Vec<u8>) {
         out.push(raw::COMMAND);
         out.extend_from_slice(&id.to_be_bytes());
@@ -211,10 +226,10 @@ impl Emitter {
         kind: u64,
         block: BlockId,
         offset: u64,
-        continued: bool,
+        may_continue: bool,
         out: &mut Vec<u8>,
     ) {
-        if continued {
+        if may_continue && self.last_block == Some(block) {
             put64(offset | kind | raw::FLAG_CONTINUE, out);
         } else {
             put64(offset | kind, out);

@@ -119,6 +119,7 @@ pub fn parse_in_steps(
 ) -> (usize, Result<(), ParseError>) {
     let mut parser = Parser::new();
     let (mut from, mut to) = (0, 0);
+    let mut closed = false;
     loop {
         match parser.next(&data[from..to]) {
             Ok(Some((used, event))) => {
@@ -133,6 +134,10 @@ pub fn parse_in_steps(
             Ok(None) if to < data.len() => {
                 assert!(to - from <= crate::MAX_LOOKAHEAD);
                 to = (to + step.max(1)).min(data.len());
+            }
+            Ok(None) if !closed => {
+                parser.close();
+                closed = true;
             }
             Ok(None) => {
                 return match parser.finish(&data[from..]) {

@@ -163,6 +163,9 @@ impl<'r, 'a> Session<'r, 'a> {
             }
             self.engine.flush(self.to_qemu.tail());
             self.send()?;
+            if self.take_frames()? {
+                continue;
+            }
             let Some(deadline) = self.on_time()? else {
                 return Ok(());
             };
@@ -285,6 +288,10 @@ impl<'r, 'a> Session<'r, 'a> {
             let hour = now + Duration::from_secs(3600);
             return Ok(Some(self.linger_until.unwrap_or(hour)));
         };
+        if self.to_qemu.len() >= WAITING_MAX {
+            // It is this side that does not listen: QEMU cannot keep up.
+            connection.alive.on_heard(now);
+        }
         match connection.alive.check(now) {
             Liveness::Lost => Err(Stop::LinkLost(format!(
                 "the source has been silent for {}",
@@ -393,11 +400,23 @@ impl<'r, 'a> Session<'r, 'a> {
                 )));
             }
         }
+        Ok(())
+    }
+
+    /// Decodes what has arrived, as long as QEMU keeps up: a frame of a few bytes may describe
+    /// many zero pages, each of which becomes a record for QEMU. Tells whether there was anything
+    /// to do.
+    fn take_frames(&mut self) -> Result<bool, Stop> {
+        let Some(connection) = &mut self.link else {
+            return Ok(false);
+        };
+        let mut any = false;
         let before = self.engine.phase();
-        while let Some((used, frame)) = connection
-            .decoder
-            .next(connection.input.unread())
-            .map_err(|e| failed(&Fault::from(e)))?
+        while self.to_qemu.len() < WAITING_MAX
+            && let Some((used, frame)) = connection
+                .decoder
+                .next(connection.input.unread())
+                .map_err(|e| failed(&Fault::from(e)))?
         {
             let mut outputs = Outputs {
                 peer: self.to_peer.tail(),
@@ -416,12 +435,13 @@ impl<'r, 'a> Session<'r, 'a> {
                     fault => failed(&fault),
                 })?;
             connection.input.consume(used);
+            any = true;
         }
         if self.engine.phase() != before {
             let phase = self.engine.phase().describe();
             self.receiver.report.tell(&Event::Phase { phase });
         }
-        Ok(())
+        Ok(any)
     }
 
     fn read_qemu(&mut self) -> Result<(), Stop> {

@@ -5,7 +5,7 @@ mod device;
 mod ram;
 mod sections;
 
-use crate::{BlockId, Event, ParseError, RamBlock};
+use crate::{BlockId, Emitter, Event, ParseError, RamBlock};
 
 /// The longest VMDESCRIPTION that is taken for one, in bytes.
 pub const MAX_VMDESC: usize = 16 << 20;
@@ -24,8 +24,9 @@ type Step<'a> = Result<Option<(usize, Event<'a>)>, ParseError>;
 /// An incremental parser of one stream.
 ///
 /// Call [`next`](Parser::next) with all bytes that have not been consumed yet until it asks for
-/// more, then append what has arrived and go on; call [`finish`](Parser::finish) when the stream
-/// is closed. How the bytes were cut into pieces makes no difference to the events, but for where
+/// more, then append what has arrived and go on. When the stream is closed, call
+/// [`close`](Parser::close), then `next` again until it asks for more, then
+/// [`finish`](Parser::finish). How the bytes were cut into pieces makes no difference to the events, but for where
 /// the raw bytes of [`Event::Device`] and [`Event::EarlyFull`] are cut.
 #[derive(Debug)]
 pub struct Parser {
@@ -40,7 +41,11 @@ pub struct Parser {
     ram_section: Option<u32>,
     /// `x-ignore-shared`: the block list names addresses.
     ignore_shared: bool,
+    /// A PART has been seen: no device section may stand before the end of the memory any more.
+    parts: bool,
     description: device::Candidate,
+    /// Nothing comes after the input.
+    closed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,12 +93,17 @@ impl Parser {
             last_block: None,
             ram_section: None,
             ignore_shared: false,
+            parts: false,
             description: device::Candidate::default(),
+            closed: false,
         }
     }
 
     /// Parses one event off the front of `input` and tells how many bytes it took; `None` asks
     /// for more input, which never needs to exceed [`MAX_LOOKAHEAD`] bytes.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the stream; it cannot be read on after that.
     #[inline]
     pub fn next<'a>(&mut self, input: &'a [u8]) -> Step<'a> {
         let step = match self.state {
@@ -123,10 +133,24 @@ impl Parser {
         }
     }
 
+    /// Tells the parser that the stream has been closed: nothing will be appended to the input
+    /// that it is offered from now on.
+    ///
+    /// Device state may hold bytes that look like the beginning of a description longer than all
+    /// that is left. They are held back, and the true end behind them, for as long as more may
+    /// come; after this call [`next`](Parser::next) hands both out.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
     /// The stream has been closed with `rest` not consumed. Yields the end of a stream whose
     /// machine suppresses the description, which only the closing can tell; nothing if the end
     /// was seen before. A stream that broke off after a zero byte of the device part looks the
     /// same: ask QEMU whether it has completed.
+    ///
+    /// # Errors
+    /// [`ParseError::Truncated`] if the stream does not end here, and
+    /// [`ParseError::TrailingData`] if it has ended before.
     pub fn finish<'a>(&mut self, rest: &'a [u8]) -> Result<Option<Event<'a>>, ParseError> {
         let part = match self.state {
             State::Done if rest.is_empty() => return Ok(None),
@@ -135,23 +159,16 @@ impl Parser {
                     offset: self.offset,
                 });
             }
-            State::Device => match rest {
-                [0] => {
-                    self.state = State::Done;
-                    return Ok(Some(Event::End { vmdesc: None }));
-                }
-                [0, 6, 0, 0, 0, 0] => {
-                    self.state = State::Done;
-                    return Ok(Some(Event::End {
-                        vmdesc: Some(&rest[6..]),
-                    }));
-                }
-                _ => "the device state",
-            },
+            State::Device if device::ends_without_text(rest) => {
+                self.state = State::Done;
+                self.offset += rest.len() as u64;
+                let vmdesc = rest.get(Emitter::END_WITHOUT_DESCRIPTION.len()..);
+                return Ok(Some(Event::End { vmdesc }));
+            }
             State::Header => "the header",
             State::Configuration | State::Subsections => "the configuration",
             State::Sections | State::Records(_) => "the memory",
-            State::Early { .. } | State::AfterRam => "the device state",
+            State::Early { .. } | State::AfterRam | State::Device => "the device state",
         };
         Err(ParseError::Truncated {
             offset: self.offset + rest.len() as u64,

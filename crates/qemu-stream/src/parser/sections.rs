@@ -25,6 +25,7 @@ impl Parser {
                     )));
                 }
                 let (section, event) = if *kind == raw::PART {
+                    self.parts = true;
                     (Section::Part, Event::RamPart { section_id })
                 } else {
                     (Section::End, Event::RamEnd { section_id })
@@ -126,7 +127,8 @@ impl Parser {
         else {
             return Ok(None);
         };
-        if name.ends_with(b"/vfio") {
+        // QEMU writes them with the START of the memory and after its END, never in between.
+        if self.parts || name.ends_with(b"/vfio") {
             return Err(self.foreign_section(name));
         }
         self.state = State::Early { section_id };
