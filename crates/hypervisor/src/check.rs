@@ -175,6 +175,14 @@ fn common(vm: &mut Vm, report: &mut Report) -> Result<(), Error> {
             "clear it with migrate-set-parameters (tls-creds=\"\"): between QEMU and unmoor the stream does not leave the host",
         );
     }
+    // QEMU below 8.2 has no modes.
+    let mode = parameters.get("mode").and_then(Value::as_str);
+    if let Some(mode) = mode.filter(|mode| *mode != "normal") {
+        report.block(
+            format!("QEMU's migration mode is {mode}, which moves a stopped VM to a new QEMU on its host"),
+            "set it back with migrate-set-parameters (mode=normal)",
+        );
+    }
     for device in vm.facts()?.devices {
         if device.starts_with("vfio") {
             report.block(

@@ -9,7 +9,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, connect, sendmsg, socket_with,
+};
 use serde_json::{Value, json};
 
 use crate::{Codec, Error, Event, Message};
@@ -51,16 +56,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the socket at `path` and waits up to `limit` for the greeting.
+    /// Connects to the socket at `path` and waits up to `limit` for its turn and the greeting.
     pub fn connect(path: &Path, limit: Duration) -> Result<Self, Error> {
-        let stream = UnixStream::connect(path).map_err(|error| {
-            let path = path.to_owned();
-            match error.kind() {
-                ErrorKind::NotFound => Error::NoSocket { path },
-                ErrorKind::ConnectionRefused => Error::Dead { path },
-                _ => Error::Connect { path, error },
-            }
-        })?;
+        let deadline = Instant::now() + limit;
+        let stream = open(path, deadline)?;
         stream.set_nonblocking(true)?;
         let mut client = Client {
             stream,
@@ -69,7 +68,6 @@ impl Client {
             next_id: 1,
             greeting: Value::Null,
         };
-        let deadline = Instant::now() + limit;
         client.greeting = loop {
             match client.codec.next_message()? {
                 Some(Message::Greeting(greeting)) => break greeting,
@@ -107,7 +105,8 @@ impl Client {
     pub fn submit(&mut self, command: &str, arguments: &Value) -> Result<Id, Error> {
         let id = self.next_id;
         self.next_id += 1;
-        self.write(&Codec::command(command, arguments, id))?;
+        let line = Codec::command(command, arguments, id);
+        self.write(&line, Instant::now() + ANSWER_LIMIT)?;
         Ok(Id(id))
     }
 
@@ -139,12 +138,12 @@ impl Client {
         let id = self.next_id;
         self.next_id += 1;
         let line = Codec::command(command, arguments, id);
+        let deadline = Instant::now() + ANSWER_LIMIT;
         let rest = match fd {
-            Some(fd) => &line[self.send_with_fd(&line, fd)?..],
+            Some(fd) => &line[self.send_with_fd(&line, fd, deadline)?..],
             None => &line[..],
         };
-        self.write(rest)?;
-        let deadline = Instant::now() + ANSWER_LIMIT;
+        self.write(rest, deadline)?;
         loop {
             while let Some(message) = self.codec.next_message()? {
                 match message {
@@ -184,7 +183,7 @@ impl Client {
             };
             match poll(&mut [PollFd::new(&self.stream, flags)], Some(&left)) {
                 Ok(ready) => return Ok(ready > 0),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(io::Error::from(error).into()),
             }
         }
@@ -226,37 +225,88 @@ impl Client {
         }
     }
 
-    fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
-        let deadline = Instant::now() + ANSWER_LIMIT;
+    fn write(&mut self, mut bytes: &[u8], deadline: Instant) -> Result<(), Error> {
         while !bytes.is_empty() {
-            match self.stream.write(bytes) {
-                Ok(count) => bytes = &bytes[count..],
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if !self.wait(PollFlags::OUT, deadline)? {
-                        return Err(io::Error::from(ErrorKind::TimedOut).into());
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Err(Error::Closed),
-                Err(error) => return Err(error.into()),
-            }
+            let count = self.when_writable(deadline, |mut stream| stream.write(bytes))?;
+            bytes = &bytes[count..];
         }
         Ok(())
     }
 
-    fn send_with_fd(&mut self, line: &[u8], fd: BorrowedFd<'_>) -> Result<usize, Error> {
+    fn send_with_fd(
+        &mut self,
+        line: &[u8],
+        fd: BorrowedFd<'_>,
+        deadline: Instant,
+    ) -> Result<usize, Error> {
         let fds = [fd];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-            return Err(io::Error::other("no room for a descriptor").into());
+        self.when_writable(deadline, |stream| {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+                return Err(io::Error::other("no room for a descriptor"));
+            }
+            let line = [IoSlice::new(line)];
+            Ok(sendmsg(stream, &line, &mut ancillary, SendFlags::NOSIGNAL)?)
+        })
+    }
+
+    /// Tries to send until the socket has room.
+    fn when_writable(
+        &self,
+        deadline: Instant,
+        mut send: impl FnMut(&UnixStream) -> io::Result<usize>,
+    ) -> Result<usize, Error> {
+        loop {
+            let error = match send(&self.stream) {
+                Ok(count) => return Ok(count),
+                Err(error) => error,
+            };
+            match error.kind() {
+                ErrorKind::Interrupted => {}
+                ErrorKind::WouldBlock => {
+                    if !self.wait(PollFlags::OUT, deadline)? {
+                        return Err(io::Error::from(ErrorKind::TimedOut).into());
+                    }
+                }
+                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => return Err(Error::Closed),
+                _ => return Err(error.into()),
+            }
         }
-        let sent = sendmsg(
-            &self.stream,
-            &[IoSlice::new(line)],
-            &mut ancillary,
-            SendFlags::NOSIGNAL,
-        );
-        Ok(sent.map_err(io::Error::from)?)
+    }
+}
+
+/// Connects by `deadline`.
+///
+/// QEMU's socket has room for two clients that wait to be served. `connect` lets the next one wait
+/// for as long as the socket's send timeout says: for ever, unless it is set.
+fn open(path: &Path, deadline: Instant) -> Result<UnixStream, Error> {
+    let failed = |error: Errno| {
+        let path = path.to_owned();
+        match error {
+            Errno::NOENT => Error::NoSocket { path },
+            Errno::CONNREFUSED => Error::Dead { path },
+            Errno::AGAIN => Error::Busy { path },
+            _ => Error::Connect {
+                path,
+                error: error.into(),
+            },
+        }
+    };
+    let address = SocketAddrUnix::new(path).map_err(failed)?;
+    let flags = SocketFlags::CLOEXEC;
+    let socket =
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(failed)?;
+    loop {
+        // No time at all would mean no limit.
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(1));
+        set_socket_timeout(&socket, Timeout::Send, Some(left)).map_err(failed)?;
+        match connect(&socket, &address) {
+            Ok(()) => return Ok(UnixStream::from(socket)),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(failed(error)),
+        }
     }
 }

@@ -11,6 +11,9 @@ use crate::{Error, MigrationStatus, RunState, Vm};
 /// the wait at once.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// Time between two orders to resume the VM that QEMU refuses: it logs every refusal.
+const RETRY_EVERY: Duration = Duration::from_millis(250);
+
 /// How the VM is after a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recovered {
@@ -35,13 +38,16 @@ impl fmt::Display for Recovered {
 /// Ends whatever QEMU's migration is doing and makes the VM as it was: running if `was_running`.
 ///
 /// A source whose migration has completed rests and never resumes by itself; one whose migration
-/// fails before that does. On failure the VM may be paused, and the error tells its state.
+/// fails before that does. QEMU is asked to resume it again and again until `limit`, for it may
+/// refuse at first. On failure the VM may be paused, and the error tells its state or QEMU's words.
 ///
 /// **Never call this once the commit has been recorded**: the VM may run at the destination.
 pub fn recover_source(vm: &mut Vm, was_running: bool, limit: Duration) -> Result<Recovered, Error> {
     let deadline = Instant::now() + limit;
     let mut resumed = false;
+    let mut refusal = None;
     loop {
+        let mut pause = LOOK_EVERY;
         let migration = vm.migration_info()?.status;
         let state = vm.status()?;
         let under_way = matches!(migration, MigrationStatus::UnderWay(_));
@@ -61,22 +67,32 @@ pub fn recover_source(vm: &mut Vm, was_running: bool, limit: Duration) -> Result
             (_, false) if !was_running => return Ok(Recovered::StaysPaused),
             // QEMU is still on its way into or out of it.
             (RunState::FinishMigrate, false) => {}
-            (_, false) => {
-                vm.ask("cont", &json!({}))?;
-                resumed = true;
-            }
+            (_, false) => match vm.ask("cont", &json!({})) {
+                Ok(_) => resumed = true,
+                // What stands in the way may go away: a disk's lock, or QEMU's own clearing up.
+                Err(error @ Error::Refused { .. }) if can_resume(&state) => {
+                    refusal = Some(error);
+                    pause = RETRY_EVERY;
+                }
+                Err(error) => return Err(error),
+            },
         }
         if Instant::now() >= deadline {
-            return Err(Error::Stuck {
+            return Err(refusal.unwrap_or(Error::Stuck {
                 state: state.to_string(),
                 migration: migration.to_string(),
-            });
+            }));
         }
-        let look = Instant::now() + LOOK_EVERY;
+        let look = deadline.min(Instant::now() + pause);
         if vm.client().wait_readable(look)? {
             vm.process()?;
         }
     }
+}
+
+/// Whether `cont` is enough in this state: after a shutdown, for one, QEMU wants a reset first.
+fn can_resume(state: &RunState) -> bool {
+    matches!(state, RunState::Paused | RunState::PostMigrate)
 }
 
 /// Makes sure that a QEMU which waited for a VM is gone: it ends by itself when its stream breaks

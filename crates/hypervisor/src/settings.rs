@@ -11,11 +11,10 @@ use crate::{Error, Vm};
 /// Capabilities that change the stream in a way that a relay cannot follow, or let the source
 /// wait for an answer that a relay does not give. Those that say how the owner wants the data to
 /// travel (`multifd`) are not switched off silently: `check` refuses them.
-const OFF_AT_SOURCE: [&str; 12] = [
+const OFF_AT_SOURCE: [&str; 11] = [
     "background-snapshot",
     "compress",
     "late-block-activate",
-    "mapped-ram",
     "pause-before-switchover",
     "postcopy-preempt",
     "postcopy-ram",
@@ -25,8 +24,9 @@ const OFF_AT_SOURCE: [&str; 12] = [
     "xbzrle",
     "zero-copy-send",
 ];
-/// `x-ignore-shared` leaves shared memory out of the stream: the two hosts share none.
-const OFF_AT_BOTH: [&str; 2] = ["x-ignore-shared", "zero-blocks"];
+/// `mapped-ram` needs a file to seek in, and QEMU refuses anything else; `x-ignore-shared` leaves
+/// shared memory out of the stream: the two hosts share none.
+const OFF_AT_BOTH: [&str; 3] = ["mapped-ram", "x-ignore-shared", "zero-blocks"];
 /// What the source asks for by itself.
 const OFF_AT_DESTINATION: [&str; 3] = ["postcopy-preempt", "postcopy-ram", "late-block-activate"];
 /// Events tell when the migration and the VM change state.

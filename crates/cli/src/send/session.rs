@@ -513,6 +513,14 @@ impl<'a> Session<'a> {
                 return Err(self.qemu_failed(&format!("reading QEMU's stream failed: {error}")));
             }
         }
+        self.take_events()
+    }
+
+    /// Gives what QEMU has written to the engine.
+    fn take_events(&mut self) -> Result<(), Failure> {
+        let Some(qemu) = &mut self.qemu else {
+            return Ok(());
+        };
         let before = self.engine.phase();
         loop {
             let parsed = qemu.parser.next(qemu.input.unread());
@@ -537,6 +545,12 @@ impl<'a> Session<'a> {
 
     /// QEMU has closed its stream: after its end, without a description before it, or too early.
     fn qemu_closed(&mut self) -> Result<(), Failure> {
+        let Some(qemu) = &mut self.qemu else {
+            return Ok(());
+        };
+        // Device state that looked like a description is device state now.
+        qemu.parser.close();
+        self.take_events()?;
         let Some(qemu) = &mut self.qemu else {
             return Ok(());
         };
