@@ -27,6 +27,11 @@ impl<'a> Reader<'a> {
         Some(bytes)
     }
 
+    /// Passes over bytes that were read before, as far as they are there.
+    pub(crate) fn skip(&mut self, count: usize) {
+        self.at = self.at.saturating_add(count).min(self.input.len());
+    }
+
     #[inline]
     fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         self.bytes(N)?.try_into().ok()

@@ -36,6 +36,7 @@ pub struct Parser {
     /// Low bits of a record's word that hold flags.
     flag_mask: u64,
     blocks: Vec<RamBlock>,
+    list: ram::List,
     /// The block that a record without a name belongs to; persists across sections.
     last_block: Option<BlockId>,
     ram_section: Option<u32>,
@@ -90,6 +91,7 @@ impl Parser {
             page_size: DEFAULT_PAGE_SIZE,
             flag_mask: DEFAULT_PAGE_SIZE as u64 - 1,
             blocks: Vec::new(),
+            list: ram::List::default(),
             last_block: None,
             ram_section: None,
             ignore_shared: false,

@@ -10,6 +10,16 @@ const BLOCKS_MAX: usize = 4096;
 /// The largest host page, in bytes: tells a page size from a record in the block list.
 const HOST_PAGE_MAX: u64 = 1 << 40;
 
+/// The part of a block list that has been read, and is still at the front of the input.
+#[derive(Debug, Default)]
+pub(super) struct List {
+    blocks: Vec<RamBlock>,
+    /// Sum of their lengths in bytes.
+    total: u64,
+    /// Bytes that their entries take.
+    read: usize,
+}
+
 impl Parser {
     #[inline]
     pub(super) fn record<'a>(&mut self, section: Section, input: &'a [u8]) -> Step<'a> {
@@ -174,58 +184,68 @@ impl Parser {
         Ok(Some((reader.used(), Event::RamEos { section_id })))
     }
 
+    /// A list is long, and its bytes may trickle in: entries that have been read are kept.
     fn block_list<'a>(&mut self, announced: u64, reader: &mut Reader<'a>) -> Step<'a> {
-        let mut blocks: Vec<RamBlock> = Vec::new();
-        let mut total = 0u64;
-        while total < announced {
-            let (Some(name), Some(used_length)) = (reader.str8(), reader.be64()) else {
+        let from = reader.used();
+        reader.skip(self.list.read);
+        while self.list.total < announced {
+            let Some(block) = self.list_entry(reader)? else {
                 return Ok(None);
             };
-            let page_size = if self.ignore_shared {
-                // Excludes post-copy, and with it the page size.
-                None
-            } else {
-                // A name's length, or a record's flags, would make it something else.
-                let Some(next) = reader.peek_be64() else {
-                    return Ok(None);
-                };
-                (next.is_power_of_two() && (4096..HOST_PAGE_MAX).contains(&next)).then_some(next)
-            };
-            if page_size.is_some() {
-                let _ = reader.be64();
-            }
-            let region_addr = if self.ignore_shared {
-                let Some(address) = reader.be64() else {
-                    return Ok(None);
-                };
-                Some(address)
-            } else {
-                None
-            };
-            let name = match std::str::from_utf8(name) {
-                Ok(name) if !name.is_empty() => name.to_owned(),
-                _ => return Err(self.corrupt("a RAM block without a readable name")),
-            };
-            if blocks.len() == BLOCKS_MAX || blocks.iter().any(|block| block.name == name) {
-                return Err(self.corrupt(format!("a second or superfluous RAM block {name}")));
-            }
-            total = total
-                .checked_add(used_length)
-                .filter(|total| *total <= announced && used_length > 0)
+            self.list.total = self
+                .list
+                .total
+                .checked_add(block.used_length)
+                .filter(|total| *total <= announced && block.used_length > 0)
                 .ok_or_else(|| {
-                    self.corrupt(format!("a RAM block {name} of {used_length:#x} bytes"))
+                    self.corrupt(format!(
+                        "a RAM block {} of {:#x} bytes",
+                        block.name, block.used_length
+                    ))
                 })?;
-            blocks.push(RamBlock {
-                name,
-                used_length,
-                page_size,
-                region_addr,
-            });
+            self.list.blocks.push(block);
+            self.list.read = reader.used() - from;
         }
-        if blocks.is_empty() {
+        if self.list.blocks.is_empty() {
             return Err(self.corrupt("an empty list of RAM blocks"));
         }
-        self.blocks = blocks;
+        self.blocks = std::mem::take(&mut self.list).blocks;
         Ok(Some((reader.used(), Event::RamBlocks)))
+    }
+
+    fn list_entry(&self, reader: &mut Reader<'_>) -> Result<Option<RamBlock>, ParseError> {
+        let (Some(name), Some(used_length)) = (reader.str8(), reader.be64()) else {
+            return Ok(None);
+        };
+        let (mut page_size, mut region_addr) = (None, None);
+        if self.ignore_shared {
+            // Excludes post-copy, and with it the page size.
+            region_addr = reader.be64();
+            if region_addr.is_none() {
+                return Ok(None);
+            }
+        } else {
+            // A name's length, or a record's flags, would make it something else.
+            let Some(next) = reader.peek_be64() else {
+                return Ok(None);
+            };
+            if next.is_power_of_two() && (4096..HOST_PAGE_MAX).contains(&next) {
+                page_size = reader.be64();
+            }
+        }
+        let name = match std::str::from_utf8(name) {
+            Ok(name) if !name.is_empty() => name.to_owned(),
+            _ => return Err(self.corrupt("a RAM block without a readable name")),
+        };
+        let blocks = &self.list.blocks;
+        if blocks.len() == BLOCKS_MAX || blocks.iter().any(|block| block.name == name) {
+            return Err(self.corrupt(format!("a second or superfluous RAM block {name}")));
+        }
+        Ok(Some(RamBlock {
+            name,
+            used_length,
+            page_size,
+            region_addr,
+        }))
     }
 }
