@@ -203,7 +203,9 @@ fn tell_destination(watch: &Watch, commit: bool) -> io::Result<&'static str> {
     put_verdict(watch.session, commit, &mut out);
     stream.write_all(&out)?;
     let (mut input, mut decoder) = (Input::default(), wire::Decoder::new());
-    loop {
+    // A peer that only keeps the connection alive is not waited for.
+    let deadline = Instant::now() + 2 * TELL_LIMIT;
+    while Instant::now() < deadline {
         match input.fill(&mut stream)? {
             Filled::Some(_) => {}
             Filled::Closed => return Ok("has given the VM up"),
@@ -222,4 +224,5 @@ fn tell_destination(watch: &Watch, commit: bool) -> io::Result<&'static str> {
             input.consume(used);
         }
     }
+    Err(io::ErrorKind::TimedOut.into())
 }
