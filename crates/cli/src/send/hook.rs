@@ -2,10 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
 
 /// A running `--before-commit` command.
 #[derive(Debug)]
@@ -18,12 +19,23 @@ pub(crate) struct Hook {
 impl Hook {
     /// Starts `command` in a shell; its output goes to standard error.
     pub(crate) fn start(command: &str, session: &str) -> io::Result<Self> {
-        let child = Command::new("/bin/sh")
+        let mut shell = Command::new("/bin/sh");
+        shell
             .args(["-c", command])
             .env("UNMOOR_SESSION", session)
             .stdin(Stdio::null())
-            .stdout(io::stderr())
-            .spawn()?;
+            .stdout(io::stderr());
+        // A killed relay cannot end it.
+        // SAFETY: the closure makes one system call, which is async-signal-safe, and allocates
+        // nothing.
+        #[expect(
+            unsafe_code,
+            reason = "a parent-death signal is set between fork and exec"
+        )]
+        unsafe {
+            shell.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+        }
+        let child = shell.spawn()?;
         let pid = i32::try_from(child.id())
             .ok()
             .and_then(Pid::from_raw)
