@@ -4,12 +4,17 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// Prefix of every namespace; the lab's process id follows.
+/// Prefix of every namespace; the lab's process id and its number in that process follow.
 const PREFIX: &str = "unmoor";
+/// Prefix of every folder that the lab makes; the process id follows.
+const FOLDER_PREFIX: &str = "unmoor-lab-";
+/// A file system in memory, for what would take too long on a disk.
+const IN_MEMORY: &str = "/dev/shm";
 
 /// A place in the lab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,10 +72,14 @@ pub struct Lab {
 impl Lab {
     /// Builds the lab, after removing what dead runs left behind.
     pub fn new(options: &LabOptions) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
         remove_leftovers();
+        // Numbered, since what a lab is dropped with is found by name: two labs in one process
+        // must not end each other.
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let lab = Lab {
-            prefix: format!("{PREFIX}{}", std::process::id()),
-            run: tempfile::Builder::new().prefix("unmoor-lab-").tempdir()?,
+            prefix: format!("{PREFIX}{}-{count}", std::process::id()),
+            run: folder(&std::env::temp_dir())?,
         };
         // From here on dropping `lab` removes whatever has been made.
         lab.build(options)
@@ -193,18 +202,42 @@ impl Drop for Lab {
     }
 }
 
-/// Removes the namespaces of labs whose process is dead, and ends what still runs in them.
+/// Removes the namespaces of labs whose process is dead, ends what still runs in them, and removes
+/// their folders: a process that is killed, or that panics where panics abort, drops nothing.
 pub fn remove_leftovers() {
     for name in namespaces() {
-        let Some(rest) = name.strip_prefix(PREFIX) else {
-            continue;
-        };
-        let owner = rest.split('-').next().unwrap_or_default();
-        let dead = owner.parse::<u32>().is_ok() && !Path::new(&format!("/proc/{owner}")).exists();
-        if dead {
+        if of_the_dead(&name, PREFIX) {
             remove_namespaces(&name);
         }
     }
+    for place in [std::env::temp_dir(), IN_MEMORY.into()] {
+        for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
+            if of_the_dead(&entry.file_name().to_string_lossy(), FOLDER_PREFIX) {
+                // Another lab may be removing it as well.
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}
+
+/// Whether `name` is `prefix`, the id of a process that is no more, and `-`.
+fn of_the_dead(name: &str, prefix: &str) -> bool {
+    let owner = name
+        .strip_prefix(prefix)
+        .and_then(|rest| rest.split_once('-'))
+        .and_then(|(owner, _)| owner.parse::<u32>().ok());
+    owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists())
+}
+
+/// A folder in memory that is removed when dropped, or by the next run.
+pub(crate) fn folder_in_memory() -> std::io::Result<tempfile::TempDir> {
+    folder(Path::new(IN_MEMORY))
+}
+
+fn folder(place: &Path) -> std::io::Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix(&format!("{FOLDER_PREFIX}{}-", std::process::id()))
+        .tempdir_in(place)
 }
 
 fn remove_namespaces(prefix: &str) {

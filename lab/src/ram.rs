@@ -62,9 +62,7 @@ fn compare_range(
     diff: &mut RamDiff,
 ) -> Result<()> {
     // In memory: gigabytes of guest memory on a disk would take minutes.
-    let folder = tempfile::Builder::new()
-        .prefix("unmoor-lab-ram-")
-        .tempdir_in("/dev/shm")?;
+    let folder = crate::net::folder_in_memory()?;
     let mut files = Vec::new();
     for (name, vm) in [("one", one), ("other", other)] {
         let path = folder.path().join(name);

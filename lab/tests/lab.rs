@@ -33,6 +33,39 @@ fn nothing_is_left_behind() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn labs_do_not_end_each_other() -> Result<()> {
+    let lab = Lab::new(&LabOptions::default())?;
+    let mut program = lab.command(Host::A, "sleep").arg("600").spawn()?;
+    drop(Lab::new(&LabOptions::default())?);
+    let ended = program.try_wait()?;
+    drop(lab);
+    program.wait()?;
+    assert_eq!(ended, None, "the other lab ended this one's program");
+    Ok(())
+}
+
+#[test]
+fn folders_of_dead_runs_are_removed() -> Result<()> {
+    // A process that has been waited for is no more.
+    let mut process = Command::new("true").spawn()?;
+    let dead = process.id();
+    process.wait()?;
+    for place in [std::env::temp_dir(), PathBuf::from("/dev/shm")] {
+        let left = place.join(format!("unmoor-lab-{dead}-left"));
+        let living = place.join(format!("unmoor-lab-{}-living", std::process::id()));
+        for folder in [&left, &living] {
+            std::fs::create_dir(folder)?;
+            std::fs::write(folder.join("file"), "")?;
+        }
+        lab::net::remove_leftovers();
+        let (gone, kept) = (!left.exists(), living.exists());
+        std::fs::remove_dir_all(living)?;
+        assert!(gone && kept, "{}: {gone} {kept}", place.display());
+    }
+    Ok(())
+}
+
 /// A writer that found no damage, or a comparison that found no difference, would prove nothing if
 /// neither could.
 #[test]

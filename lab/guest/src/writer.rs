@@ -32,6 +32,8 @@ struct Writer {
     mode: Mode,
     written: u64,
     writing: Duration,
+    /// Damaged on purpose, and nobody has looked yet.
+    damaged: bool,
 }
 
 pub(crate) fn run(mib: &str, rate: &str, mode: &str) -> Outcome {
@@ -49,13 +51,13 @@ pub(crate) fn run(mib: &str, rate: &str, mode: &str) -> Outcome {
         mode,
         written: 0,
         writing: Duration::ZERO,
+        damaged: false,
     };
     for page in 0..pages {
         writer.fill(page);
     }
     let _ = std::fs::remove_file(SOCKET);
     let listener = UnixListener::bind(SOCKET)?;
-    listener.set_nonblocking(true)?;
     println!("writer ready");
     writer.write_forever(&listener, rate)
 }
@@ -64,8 +66,13 @@ impl Writer {
     fn write_forever(&mut self, listener: &UnixListener, rate: f64) -> Outcome {
         let mut next = 0;
         loop {
+            // Writing on would repair the damage before anybody can find it.
+            listener.set_nonblocking(!self.damaged)?;
             if let Ok((stream, _)) = listener.accept() {
                 self.serve(stream)?;
+            }
+            if self.damaged {
+                continue;
             }
             let begun = Instant::now();
             for _ in 0..BATCH {
@@ -113,12 +120,16 @@ impl Writer {
         let mut command = String::new();
         stream.read_to_string(&mut command)?;
         let answer = match command.trim() {
-            "verify" => self.verify(),
+            "verify" => {
+                self.damaged = false;
+                self.verify()
+            }
             "stat" => self.stat(),
             "corrupt" => {
                 // For the test that a corruption is found.
                 let middle = self.memory.len() / 2 + 7;
                 self.memory[middle] ^= 1;
+                self.damaged = true;
                 "corrupted one bit".into()
             }
             other => format!("unknown command {other}"),

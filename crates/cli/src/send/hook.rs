@@ -18,6 +18,10 @@ pub(crate) struct Hook {
 
 impl Hook {
     /// Starts `command` in a shell; its output goes to standard error.
+    #[expect(
+        unsafe_code,
+        reason = "a killed relay cannot end the shell: the kernel does"
+    )]
     pub(crate) fn start(command: &str, session: &str) -> io::Result<Self> {
         let mut shell = Command::new("/bin/sh");
         shell
@@ -25,13 +29,7 @@ impl Hook {
             .env("UNMOOR_SESSION", session)
             .stdin(Stdio::null())
             .stdout(io::stderr());
-        // A killed relay cannot end it.
-        // SAFETY: the closure makes one system call, which is async-signal-safe, and allocates
-        // nothing.
-        #[expect(
-            unsafe_code,
-            reason = "a parent-death signal is set between fork and exec"
-        )]
+        // SAFETY: the closure makes one system call, which is async-signal-safe.
         unsafe {
             shell.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
         }
