@@ -24,8 +24,8 @@ mkdir -p target/results/fuzz.d target/fuzz-artifacts
 findings=0
 for target in "${targets[@]}"; do
   log=target/fuzz-artifacts/$target.log
+  # Inputs that earlier runs found stay, as nothing else may reach them again: their names are hashes.
   artifacts=target/fuzz-artifacts/$target-
-  rm -f "$artifacts"*
   if "target/fuzz/$triple/release/$target" "target/fuzz-corpus/$target" \
     -max_total_time="$seconds" -max_len=65536 -timeout=10 -rss_limit_mb=1024 \
     -dict=fuzz/qemu.dict -artifact_prefix="$artifacts" -print_final_stats=1 >"$log" 2>&1; then
@@ -36,10 +36,12 @@ for target in "${targets[@]}"; do
     tail -n 40 "$log"
   fi
   executions=$(awk '/stat::number_of_executed_units/ { print $2 }' "$log")
-  edges=$(grep -oE 'cov: [0-9]+' "$log" | tail -n 1 | awk '{ print $2 }')
+  per_second=$(awk '/stat::average_exec_per_sec/ { print $2 }' "$log")
+  # An input of the corpus that crashes leaves no such line, which must not end the script here.
+  edges=$(awk 'match($0, /cov: [0-9]+/) { n = substr($0, RSTART + 5, RLENGTH - 5) } END { print n }' "$log")
   echo "fuzz $target: ${executions:-0} executions, ${edges:-0} edges, $found findings"
-  printf '{"seconds": %s, "executions": %s, "edges": %s, "findings": %s}' \
-    "$seconds" "${executions:-0}" "${edges:-0}" "$found" >"target/results/fuzz.d/$target.json"
+  printf '{"seconds": %s, "executions": %s, "per_second": %s, "edges": %s, "findings": %s}' \
+    "$seconds" "${executions:-0}" "${per_second:-0}" "${edges:-0}" "$found" >"target/results/fuzz.d/$target.json"
 done
 # Gathers them with the machine and the versions.
 RUSTFLAGS='' cargo run -q --release --locked -p lab --bin lab-results -- fuzz
