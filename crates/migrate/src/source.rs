@@ -225,6 +225,9 @@ impl Source {
                 self.actions.push_back(SourceAction::Finish(started));
                 Ok(())
             }
+            // The destination started the VM just as it was asked for the outcome on a new
+            // connection: it says so by itself, and once more as its answer.
+            (SourcePhase::Finished, Message::Committed(_)) => Ok(()),
             (_, message) => Err(self.out_of_order(message.name())),
         }
     }

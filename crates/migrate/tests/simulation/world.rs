@@ -301,7 +301,8 @@ impl World {
             }
         }
         self.source_input.drain(..at);
-        if !alive {
+        // Whoever has the outcome needs no second connection.
+        if !alive && self.source.phase() != SourcePhase::Finished {
             if self.recorded {
                 self.reconnect(true);
             } else {
