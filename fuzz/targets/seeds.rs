@@ -15,6 +15,7 @@ fn main() -> std::io::Result<()> {
         ("stream", stream()),
         ("return_path", return_path()),
         ("wire", connection()),
+        ("guest", guest_proto::fuzz_entry::seeds().concat()),
     ] {
         let folder = Path::new(&folder).join(target);
         fs::create_dir_all(&folder)?;
