@@ -1,0 +1,2 @@
+//! Unmoor's agent in the guest.
+fn main() {}
