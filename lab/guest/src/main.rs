@@ -6,10 +6,14 @@
 //! lab-guest writer MIB RATE MODE  dirties memory; RATE in MB/s (0: as fast as it can),
 //!                                 MODE full (whole pages) or touch (8 bytes a page)
 //! lab-guest writer-ctl COMMAND    verify, stat, corrupt: talks to the writer
+//! lab-guest mechanisms FOLDER OUTSIDE
+//!                                 exercises every way in which processes influence one another
+//! lab-guest mechanisms --list     tells what there is, as data
 //! ```
 
 mod control;
 mod echo;
+mod mechanisms;
 mod writer;
 
 use std::process::ExitCode;
@@ -22,7 +26,11 @@ fn main() -> ExitCode {
         ["echo", port] => echo::run(port),
         ["writer", mib, rate, mode] => writer::run(mib, rate, mode),
         ["writer-ctl", command] => writer::ask(command),
-        _ => Err("usage: lab-guest control|echo|writer|writer-ctl ...".into()),
+        ["mechanisms", "--list"] => mechanisms::list(),
+        ["mechanisms", folder, outside] => mechanisms::run(folder, outside),
+        // What a process of `mechanisms` replaces itself with.
+        ["mechanisms-exec", done, name] => mechanisms::replaced(done, name),
+        _ => Err("usage: lab-guest control|echo|mechanisms|writer|writer-ctl ...".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
