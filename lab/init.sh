@@ -5,6 +5,9 @@ export PATH=/bin:/usr/bin LD_LIBRARY_PATH=/usr/lib
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
+mkdir /dev/pts /dev/shm
+mount -t devpts pts /dev/pts
+mount -t tmpfs shm /dev/shm
 mount -t tmpfs tmp /run
 for module in $(cat /lib/modules/order); do
   case $module in

@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use super::sys::{self, Pid};
 use crate::Outcome;
 
-/// Time between two looks.
+/// Time between two looks for the start: hundreds of processes look for it.
+const LOOK_FOR_GO: Duration = Duration::from_millis(100);
+/// Time between two looks for the other side.
 const LOOK: Duration = Duration::from_millis(20);
 /// Longest wait for the other side.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -151,7 +153,7 @@ impl<'a> Member<'a> {
         self.ready()?;
         let go = self.group.folder.join("go");
         while !go.exists() {
-            sleep(LOOK);
+            sleep(LOOK_FOR_GO);
         }
         Ok(())
     }

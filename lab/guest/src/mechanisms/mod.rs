@@ -90,6 +90,8 @@ pub(crate) fn run(folder: &str, outside: &str) -> Outcome {
     }
     sys::set_name("mechanisms")?;
     sys::lead_group();
+    // What the caller has opened is none of theirs.
+    sys::close_all_but(&[])?;
     for mechanism in TABLE {
         for number in 1..=2 {
             start(

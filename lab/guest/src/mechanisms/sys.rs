@@ -3,11 +3,15 @@
 
 #![expect(unsafe_code, reason = "system calls that the standard library lacks")]
 
+use std::error::Error;
 use std::ffi::{CStr, CString};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::ptr;
+
+use super::group::Lacking;
 
 pub(super) type Pid = libc::pid_t;
 
@@ -208,16 +212,10 @@ pub(super) fn listen(socket: &File) -> io::Result<()> {
 }
 
 pub(super) fn accept(listener: &File) -> io::Result<File> {
-    let none = std::ptr::null_mut();
+    let (nobody, nothing) = (ptr::null_mut(), ptr::null_mut());
     // SAFETY: nothing is asked about the peer's address.
-    let accepted = unsafe {
-        libc::accept4(
-            listener.as_raw_fd(),
-            none,
-            std::ptr::null_mut(),
-            libc::SOCK_CLOEXEC,
-        )
-    };
+    let accepted =
+        unsafe { libc::accept4(listener.as_raw_fd(), nobody, nothing, libc::SOCK_CLOEXEC) };
     owned(accepted).map(File::from)
 }
 
@@ -231,19 +229,19 @@ pub(super) fn interface(name: &CStr) -> io::Result<i32> {
 }
 
 /// A pseudo-terminal's master and slave, without echo and line editing.
-pub(super) fn terminal() -> io::Result<(File, File)> {
+pub(super) fn terminal() -> Result<(File, File), Box<dyn Error>> {
     let (mut master, mut slave) = (-1, -1);
-    let none = std::ptr::null_mut();
     // SAFETY: both places are valid, the name, settings and size are left out.
     check(unsafe {
         libc::openpty(
             &raw mut master,
             &raw mut slave,
-            none,
-            std::ptr::null(),
-            std::ptr::null(),
+            ptr::null_mut(),
+            ptr::null(),
+            ptr::null(),
         )
-    })?;
+    })
+    .map_err(|error| Lacking(format!("a pseudo-terminal, with devpts mounted: {error}")))?;
     let (master, slave) = (owned(master)?, owned(slave)?);
     // SAFETY: a plain C structure of numbers.
     let mut settings: libc::termios = unsafe { std::mem::zeroed() };
