@@ -2,24 +2,23 @@
 # Builds the guest's image, an initramfs: busybox, the kernel's virtio modules, Redis with its
 # libraries, and the lab's own guest programs. The same inputs give the same image.
 set -euo pipefail
-lab=$1
-programs=$2
-here=$(dirname "$0")
-root=$lab/guest-root
+programs=$1
+cd "$(dirname "$0")/.."
+. lab/common.sh
+root=$LAB/guest-root
 
-kernel=$(basename "$root"/boot/vmlinuz-*)
-release=${kernel#vmlinuz-}
-key=$(cat "$0" "$here/init.sh" "$programs" "$root/.unpacked" | sha256sum | cut -c1-16)
-[ "$(cat "$lab/image.key" 2>/dev/null)" != "$key" ] || exit 0
-printf 'lab: building the guest image\n' >&2
+release=$(guest_release)
+key=$(cat lab/image.sh lab/common.sh lab/init.sh "$programs" "$root/.unpacked" | sha256sum | cut -c1-16)
+[ "$(cat "$LAB/image.key" 2>/dev/null)" != "$key" ] || exit 0
+say 'building the guest image'
 
-image=$lab/image
+image=$LAB/image
 rm -rf "$image"
 mkdir -p "$image"/{bin,dev,etc,lib/modules,lib64,proc,run,sys,tmp,usr/bin,usr/lib,var}
 
 install -m 755 "$root/bin/busybox" "$image/bin/busybox"
 install -m 755 "$programs" "$image/bin/lab-guest"
-install -m 755 "$here/init.sh" "$image/init"
+install -m 755 lab/init.sh "$image/init"
 
 # Programs and every library that they load, found by the guest's own loader.
 loader=$(readlink -f "$root"/lib*/x86_64-linux-gnu/ld-linux-x86-64.so.2)
@@ -36,20 +35,8 @@ add_program redis-check-rdb # what redis-server is a link to
 ln -sf redis-check-rdb "$image/usr/bin/redis-server"
 add_program redis-cli
 
-# The modules in the order in which they load.
-depmod -b "$root" "$release"
-for module in virtio_pci virtio_console virtio_net virtio_rng virtio_balloon; do
-  modprobe -d "$root" -S "$release" --show-depends "$module"
-done | awk '$1 == "insmod" { print $2 }' | awk '!seen[$0]++' | while read -r module; do
-  install -m 644 "$module" "$image/lib/modules/"
-  basename "$module"
-done >"$image/lib/modules/order"
-
-# Nothing of the moment of building may get in.
-find "$image" -exec touch -h -d @0 {} +
-(cd "$image" && find . | LC_ALL=C sort | cpio -o -H newc --quiet --reproducible -R 0:0) |
-  gzip -n -6 >"$lab/initrd.gz.new"
-mv "$lab/initrd.gz.new" "$lab/initrd.gz"
-cp "$root/boot/$kernel" "$lab/vmlinuz"
-printf '%s' "$release" >"$lab/kernel-release"
-printf '%s' "$key" >"$lab/image.key"
+add_modules "$image" virtio_pci virtio_console virtio_net virtio_rng virtio_balloon
+pack_initrd "$image" "$LAB/initrd.gz"
+cp "$root/boot/vmlinuz-$release" "$LAB/vmlinuz"
+printf '%s' "$release" >"$LAB/kernel-release"
+printf '%s' "$key" >"$LAB/image.key"

@@ -4,54 +4,19 @@
 # target/lab.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-LAB=$PWD/target/lab
-mkdir -p "$LAB"
-. /etc/os-release
-
-say() { printf 'lab: %s\n' "$*" >&2; }
-die() { say "$*"; exit 1; }
+. lab/common.sh
 
 [ "$(uname -m)" = x86_64 ] || die "only x86_64 is supported"
 [ "$(id -u)" = 0 ] || die "the lab makes network namespaces: run as root"
 command -v apt-get >/dev/null || die "the lab is built from Debian packages: apt-get is needed"
 
-# One set-up at a time.
-exec 9>"$LAB/lock"
-flock 9
+lock_lab
 
 # --- Packages on this system: tools, and with qemu-system-x86 the libraries that QEMU needs.
-missing=()
-for package in iproute2 kmod cpio gzip util-linux procps g++ libc6-dev qemu-system-x86; do
-  dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
-done
-if [ ${#missing[@]} -gt 0 ]; then
-  say "installing ${missing[*]}"
-  apt-get -qq update
-  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
-fi
+need iproute2 kmod cpio gzip util-linux procps g++ libc6-dev qemu-system-x86
 
 # --- Packages that are only unpacked. apt gets lists of its own, so that the system's sources
-# stay as they are; the mirror is the one that the system uses.
-mirror() {
-  apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
-    awk -v release="$VERSION_CODENAME" '$2 == release { print $1; exit }'
-}
-
-suite_apt() { # suite_apt SUITE APT-COMMAND ARGS...: apt with that suite alone
-  local suite=$1 command=$2 state=$LAB/apt/$1
-  shift 2
-  mkdir -p "$state/lists/partial" "$state/cache/archives/partial"
-  # As on an empty system: what is installed here must not decide which version is taken.
-  : >"$state/status"
-  local options=
-  [ ! -e /usr/share/keyrings/debian-archive-keyring.gpg ] ||
-    options='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
-  printf 'deb %s %s %s main\n' "$options" "$(mirror)" "$suite" >"$state/sources.list"
-  "$command" -o Dir::Etc::sourcelist="$state/sources.list" -o Dir::Etc::sourceparts=- \
-    -o Dir::State::lists="$state/lists" -o Dir::Cache="$state/cache" \
-    -o Dir::State::status="$state/status" -o APT::Sandbox::User=root -qq "$@"
-}
-
+# stay as they are.
 unpack() { # unpack SUITE FOLDER PACKAGE...: downloads and unpacks, if not done before
   local suite=$1 folder=$LAB/$2
   shift 2
@@ -84,7 +49,7 @@ if [ ! -e "$LAB/guest-packages" ]; then
   libraries=$(suite_apt "$VERSION_CODENAME" apt-cache depends --recurse --no-recommends \
     --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances redis-server redis-tools |
     grep -E '^lib[a-z0-9.+-]+$' | sort -u)
-  printf '%s\n' "$kernel" busybox-static redis-server redis-tools $libraries >"$LAB/guest-packages.new"
+  printf '%s\n' "$kernel" busybox-static redis-server redis-tools "$libraries" >"$LAB/guest-packages.new"
   mv "$LAB/guest-packages.new" "$LAB/guest-packages"
 fi
 mapfile -t guest_packages <"$LAB/guest-packages"
@@ -96,4 +61,4 @@ cargo=${CARGO:-cargo}
 # cargo build everything else anew.
 RUSTFLAGS='-C target-feature=+crt-static' "$cargo" build -q --release --locked -p lab-guest \
   --target x86_64-unknown-linux-gnu
-lab/image.sh "$LAB" target/x86_64-unknown-linux-gnu/release/lab-guest
+lab/image.sh target/x86_64-unknown-linux-gnu/release/lab-guest
