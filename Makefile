@@ -10,13 +10,16 @@ RESULTS := target/results
 E2E := --test-threads=1
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup build demo test test-unit test-e2e test-slow bench lint fuzz man clean-lab
+.PHONY: help setup setup-debian build demo test test-unit test-e2e test-slow bench lint fuzz man clean-lab
 
 help: ## What there is to make
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 14
 
 setup: ## Packages, QEMU 10 and 7.2, the guest's image
 	lab/setup.sh
+
+setup-debian: setup ## The Debian guest, for the slow tests
+	lab/debian.sh
 
 build: ## The program, optimised
 	$(CARGO) build --release --locked -p unmoor
@@ -36,7 +39,7 @@ test-e2e: setup ## Tests on real QEMU, real guests, two hosts
 	$(CARGO) test --release --locked -p lab -p unmoor-tests -- $(E2E)
 	target/release/lab-results test-e2e
 
-test-slow: setup ## The whole matrices, and a minute of fuzzing each
+test-slow: setup-debian ## The whole matrices, and a minute of fuzzing each
 	$(CARGO) build --release --locked -p unmoor -p lab
 	rm -rf $(RESULTS)/test-slow.d
 	UNMOOR_RECORD=test-slow $(CARGO) test --release --locked -p lab -p unmoor-tests -- $(E2E) --include-ignored

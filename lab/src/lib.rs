@@ -11,7 +11,8 @@
 //! dropped, and by the kernel should this process die: what a killed run may leave behind
 //! (namespaces) the next run removes.
 //!
-//! `lab/setup.sh` provides QEMU 10 and 7.2, the guest's kernel and its image.
+//! `lab/setup.sh` provides QEMU 10 and 7.2, the guest's kernel and its image; `lab/debian.sh` a
+//! second, larger guest.
 
 pub mod client;
 pub mod machine;
@@ -25,7 +26,7 @@ pub mod vm;
 use std::path::{Path, PathBuf};
 
 pub use net::{Host, Lab, LabOptions, LinkBytes};
-pub use vm::{QemuVersion, Vm, VmOptions};
+pub use vm::{Image, QemuVersion, Vm, VmOptions};
 
 /// Address of host A on the migration link.
 pub const HOST_A: &str = "10.78.0.2";

@@ -66,14 +66,43 @@ impl QemuVersion {
     }
 }
 
+/// What the guest is. Both answer on the control channel, echo on port 7007 and serve Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Image {
+    /// Busybox and Redis in an initramfs: boots in seconds, occupies little.
+    Small,
+    /// Debian with systemd, Redis, nginx, PostgreSQL, ssh and cron, on a disk that is never
+    /// written: what the guest writes stays in its memory, so source and destination share the
+    /// disk. It needs 1 GiB of RAM, and `lab/debian.sh` to have been run.
+    Debian,
+}
+
+impl Image {
+    fn initrd(self) -> PathBuf {
+        provisions().join(match self {
+            Image::Small => "initrd.gz",
+            Image::Debian => "debian-initrd.gz",
+        })
+    }
+
+    fn disk(self) -> Option<PathBuf> {
+        match self {
+            Image::Small => None,
+            Image::Debian => Some(provisions().join("debian.squashfs")),
+        }
+    }
+}
+
 /// How a VM is to be.
 #[derive(Debug, Clone)]
 pub struct VmOptions {
     /// Which QEMU.
     pub version: QemuVersion,
+    /// What the guest is.
+    pub image: Image,
     /// Machine type.
     pub machine: String,
-    /// RAM as QEMU writes it.
+    /// RAM as QEMU writes it; it has to suffice for the image.
     pub memory: String,
     /// Virtual CPUs.
     pub vcpus: u32,
@@ -91,6 +120,7 @@ impl Default for VmOptions {
     fn default() -> Self {
         VmOptions {
             version: QemuVersion::V10,
+            image: Image::Small,
             machine: "q35".into(),
             memory: "512M".into(),
             vcpus: 2,
@@ -103,6 +133,15 @@ impl Default for VmOptions {
 }
 
 impl VmOptions {
+    /// A VM with the Debian guest, and as much RAM as that needs.
+    pub fn debian() -> Self {
+        VmOptions {
+            image: Image::Debian,
+            memory: "1G".into(),
+            ..VmOptions::default()
+        }
+    }
+
     /// The same VM as a destination.
     pub fn as_destination(&self) -> Self {
         VmOptions {
@@ -127,6 +166,14 @@ impl Vm {
     pub fn start(lab: &Lab, host: Host, options: &VmOptions) -> Result<Self> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        for file in [Some(options.image.initrd()), options.image.disk()] {
+            if let Some(file) = file.filter(|file| !file.exists()) {
+                bail!(
+                    "{} is missing: run `make setup setup-debian`",
+                    file.display()
+                );
+            }
+        }
         let folder = lab.run_dir().join(format!("vm-{host}-{count}"));
         fs::create_dir(&folder)?;
         let mut command = command(lab, host, options, &folder);
@@ -308,7 +355,7 @@ fn command(lab: &Lab, host: Host, options: &VmOptions, folder: &Path) -> Command
     ]);
     let provisions = provisions();
     command.arg("-kernel").arg(provisions.join("vmlinuz"));
-    command.arg("-initrd").arg(provisions.join("initrd.gz"));
+    command.arg("-initrd").arg(options.image.initrd());
     let network = if options.network {
         format!("lab.ip={GUEST}/24")
     } else {
@@ -342,6 +389,15 @@ fn command(lab: &Lab, host: Host, options: &VmOptions, folder: &Path) -> Command
             "tap,id=n0,ifname=tap0,script=no,downscript=no",
             "-device",
             "virtio-net-pci,netdev=n0,mac=52:54:00:77:00:10,romfile=",
+        ]);
+    }
+    if let Some(disk) = options.image.disk() {
+        let disk = disk.display();
+        command.args([
+            "-drive",
+            &format!("if=none,id=root,file={disk},format=raw,readonly=on,file.locking=off"),
+            "-device",
+            "virtio-blk-pci,drive=root",
         ]);
     }
     if options.incoming {
