@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use crate::machine::accelerator;
 use crate::{GUEST, Host, Lab, provisions};
 
-/// Longest wait for a guest to boot: seconds in truth, under emulation on a busy machine more.
-const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// Longest wait for QEMU's monitors.
+const START_LIMIT: Duration = Duration::from_secs(120);
 /// Longest wait for an answer of the guest.
 const GUEST_LIMIT: Duration = Duration::from_secs(90);
 /// Time between two looks where no event tells.
@@ -82,6 +82,15 @@ impl Image {
         provisions().join(match self {
             Image::Small => "initrd.gz",
             Image::Debian => "debian-initrd.gz",
+        })
+    }
+
+    /// Longest wait for the guest to boot: seconds in truth (20 for Debian), under emulation on a
+    /// busy machine more.
+    fn boot_limit(self) -> Duration {
+        Duration::from_secs(match self {
+            Image::Small => 120,
+            Image::Debian => 300,
         })
     }
 
@@ -187,7 +196,7 @@ impl Vm {
             monitor: None,
             control: None,
         };
-        let deadline = Instant::now() + BOOT_LIMIT;
+        let deadline = Instant::now() + START_LIMIT;
         // QEMU makes its sockets before it reads its kernel; it tells nobody when.
         while !vm.qmp_path().exists() || !vm.folder.join("lab-qmp").exists() {
             if let Some(status) = vm.child.try_wait()? {
@@ -244,7 +253,7 @@ impl Vm {
 
     /// Waits until the guest has booted.
     pub fn wait_booted(&mut self) -> Result<()> {
-        let deadline = Instant::now() + BOOT_LIMIT;
+        let deadline = Instant::now() + self.options.image.boot_limit();
         while !self.serial().contains("BOOTED") {
             if let Some(status) = self.child.try_wait()? {
                 bail!("QEMU ended ({status}): {}{}", self.stderr(), self.serial());
