@@ -10,10 +10,13 @@ RESULTS := target/results
 E2E := --test-threads=1
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup setup-debian build demo test test-unit test-e2e test-slow bench lint fuzz man clean-lab
+.PHONY: help tools setup setup-debian build demo test test-unit test-e2e test-slow bench lint fuzz man clean-lab
 
 help: ## What there is to make
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 14
+
+tools:
+	lab/tools.sh
 
 setup: ## Packages, QEMU 10 and 7.2, the guest's image
 	lab/setup.sh
@@ -21,7 +24,7 @@ setup: ## Packages, QEMU 10 and 7.2, the guest's image
 setup-debian: setup ## The Debian guest, for the slow tests
 	lab/debian.sh
 
-build: ## The program, optimised
+build: tools ## The program, optimised
 	$(CARGO) build --release --locked -p unmoor
 
 demo: setup ## Moves a VM with Redis under load from host A to host B
@@ -30,7 +33,7 @@ demo: setup ## Moves a VM with Redis under load from host A to host B
 
 test: test-unit test-e2e ## Every test but the slow ones
 
-test-unit: ## Unit, property and simulation tests
+test-unit: tools ## Unit, property and simulation tests
 	$(CARGO) test --locked --workspace --exclude unmoor-tests --exclude lab
 
 test-e2e: setup ## Tests on real QEMU, real guests, two hosts
@@ -51,10 +54,10 @@ bench: setup ## Stream throughput, and whole migrations beside stock QEMU's
 	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests
 	target/release/unmoor-bench
 
-fuzz: ## Coverage-guided fuzzing of every parser, FUZZ_SECONDS each
+fuzz: tools ## Coverage-guided fuzzing of every parser, FUZZ_SECONDS each
 	fuzz/run.sh $(FUZZ_SECONDS)
 
-lint: ## Format, clippy and documentation, warnings denied
+lint: tools ## Format, clippy and documentation, warnings denied
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 root=$LAB/guest-root
 
 release=$(guest_release)
-key=$(cat lab/image.sh lab/common.sh lab/init.sh "$programs" "$root/.unpacked" | sha256sum | cut -c1-16)
+key=$(cat lab/image.sh lab/common.sh lab/init.sh "$programs/lab-guest" "$programs/unmoor-agent" "$root/.unpacked" | sha256sum | cut -c1-16)
 [ "$(cat "$LAB/image.key" 2>/dev/null)" != "$key" ] || exit 0
 say 'building the guest image'
 
@@ -17,7 +17,7 @@ rm -rf "$image"
 mkdir -p "$image"/{bin,dev,etc,lib/modules,lib64,proc,run,sys,tmp,usr/bin,usr/lib,var}
 
 install -m 755 "$root/bin/busybox" "$image/bin/busybox"
-install -m 755 "$programs" "$image/bin/lab-guest"
+install -m 755 "$programs/lab-guest" "$programs/unmoor-agent" "$image/bin/"
 install -m 755 lab/init.sh "$image/init"
 
 # Programs and every library that they load, found by the guest's own loader.
@@ -35,7 +35,8 @@ add_program redis-check-rdb # what redis-server is a link to
 ln -sf redis-check-rdb "$image/usr/bin/redis-server"
 add_program redis-cli
 
-add_modules "$image" virtio_pci virtio_console virtio_net virtio_rng virtio_balloon
+add_modules "$image" virtio_pci virtio_console virtio_net virtio_rng virtio_balloon \
+  vsock_loopback
 pack_initrd "$image" "$LAB/initrd.gz"
 cp "$root/boot/vmlinuz-$release" "$LAB/vmlinuz"
 printf '%s' "$release" >"$LAB/kernel-release"

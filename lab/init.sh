@@ -26,6 +26,7 @@ for word in $(cat /proc/cmdline); do
       ip addr add "${word#lab.ip=}" dev eth0
       ip link set eth0 up
       ;;
+    lab.agent) unmoor-agent >/run/agent.log 2>&1 & ;;
   esac
 done
 lab-guest echo 7007 &

@@ -13,7 +13,8 @@ command -v apt-get >/dev/null || die "the lab is built from Debian packages: apt
 lock_lab
 
 # --- Packages on this system: tools, and with qemu-system-x86 the libraries that QEMU needs.
-need iproute2 kmod cpio gzip util-linux procps g++ libc6-dev qemu-system-x86
+lab/tools.sh
+need iproute2 kmod cpio gzip util-linux procps qemu-system-x86
 
 # --- Packages that are only unpacked. apt gets lists of its own, so that the system's sources
 # stay as they are.
@@ -60,5 +61,5 @@ cargo=${CARGO:-cargo}
 # Static, so that it runs in any guest; with a target of its own, so that the flag does not make
 # cargo build everything else anew.
 RUSTFLAGS='-C target-feature=+crt-static' "$cargo" build -q --release --locked -p lab-guest \
-  --target x86_64-unknown-linux-gnu
-lab/image.sh target/x86_64-unknown-linux-gnu/release/lab-guest
+  -p unmoor-agent --target x86_64-unknown-linux-gnu
+lab/image.sh target/x86_64-unknown-linux-gnu/release

@@ -32,6 +32,8 @@ pub use vm::{Image, QemuVersion, Vm, VmOptions};
 pub const HOST_A: &str = "10.78.0.2";
 /// Address of host B on the migration link.
 pub const HOST_B: &str = "10.78.0.3";
+/// The address of the client outside.
+pub const CLIENT: &str = "10.77.0.1";
 /// The guest's address, the same on both hosts.
 pub const GUEST: &str = "10.77.0.10";
 

@@ -121,6 +121,10 @@ pub struct VmOptions {
     pub paused: bool,
     /// Has a network card on the host's tap0, which one VM a host can have.
     pub network: bool,
+    /// Runs unmoor's agent. (The Debian guest always does.)
+    pub agent: bool,
+    /// Further words on the kernel's command line.
+    pub kernel_words: String,
     /// Further arguments.
     pub extra: Vec<String>,
 }
@@ -136,6 +140,8 @@ impl Default for VmOptions {
             incoming: false,
             paused: false,
             network: true,
+            agent: false,
+            kernel_words: String::new(),
             extra: Vec::new(),
         }
     }
@@ -213,6 +219,11 @@ impl Vm {
     /// The monitor for the program under test: QEMU serves one client a socket.
     pub fn qmp_path(&self) -> PathBuf {
         self.folder.join("qmp")
+    }
+
+    /// The host's end of the agent's port.
+    pub fn agent_path(&self) -> PathBuf {
+        self.folder.join("agent")
     }
 
     /// QEMU's process id.
@@ -365,15 +376,15 @@ fn command(lab: &Lab, host: Host, options: &VmOptions, folder: &Path) -> Command
     let provisions = provisions();
     command.arg("-kernel").arg(provisions.join("vmlinuz"));
     command.arg("-initrd").arg(options.image.initrd());
-    let network = if options.network {
-        format!("lab.ip={GUEST}/24")
-    } else {
-        String::new()
-    };
-    command.args([
-        "-append",
-        &format!("console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 {network}"),
-    ]);
+    let mut words = "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0".to_owned();
+    if options.network {
+        words += &format!(" lab.ip={GUEST}/24");
+    }
+    if options.agent {
+        words += " lab.agent";
+    }
+    words = words + " " + &options.kernel_words;
+    command.args(["-append", &words]);
     command.args(["-serial", &format!("file:{}", at("serial"))]);
     for monitor in ["qmp", "lab-qmp"] {
         command.args(["-qmp", &format!("unix:{},server=on,wait=off", at(monitor))]);

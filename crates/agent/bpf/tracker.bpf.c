@@ -1,5 +1,611 @@
-typedef unsigned int __u32; typedef unsigned long long __u64; typedef int __s32; typedef unsigned short __u16; typedef unsigned char __u8; typedef long long __s64; typedef short __s16; typedef signed char __s8;
-typedef __u16 __be16; typedef __u32 __be32; typedef __u32 __wsum;
-#include <bpf/bpf_helpers.h>
+/* The probes: who exchanges data with whom, recorded in the kernel while a window is open.
+ *
+ *   probe ──► which object (objects.h, sockets.h) ──► recorded once (record.h) ──► the agent
+ *
+ * `lsm/` probes come first: unlike fentry they lose nothing on preemptible kernels. Where the
+ * kernel's BPF LSM is not active, the agent attaches the same programs to security_* by fentry.
+ * The others fill the places that have no LSM hook. What stands when a window opens comes from
+ * the iterators at the end.
+ */
+#include "kernel.h"
+#include "objects.h"
+#include "record.h"
+#include "sockets.h"
+#include "tracker.h"
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
-int x = 1;
+
+static __always_inline struct task_struct *current_task(void)
+{
+	return (struct task_struct *)bpf_get_current_task_btf();
+}
+
+/* ---- Files: all ways to read and write converge here, io_uring and sendfile included. */
+
+static __always_inline void use_any_file(struct file *file, struct inode *inode, u8 direction)
+{
+	struct socket *socket;
+	struct sock *sk;
+
+	if ((inode->i_mode & S_IFMT) != S_IFSOCK) {
+		use_file(current_task(), file, direction);
+		return;
+	}
+	/* sendfile to a socket reaches no socket hook before kernel 6.5. */
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return;
+	sk = socket->sk;
+	if (sk)
+		use_socket(current_task(), sk, NULL, direction);
+}
+
+SEC("lsm/file_permission")
+int BPF_PROG(file_permission, struct file *file, int mask)
+{
+	u8 direction = 0;
+
+	if (mask & MAY_READ)
+		direction |= READS;
+	if (mask & (MAY_WRITE | MAY_APPEND))
+		direction |= WRITES;
+	if (direction)
+		use_any_file(file, file->f_inode, direction);
+	return 0;
+}
+
+SEC("lsm/mmap_file")
+int BPF_PROG(mmap_file, struct file *file, unsigned long requested, unsigned long prot,
+	     unsigned long flags)
+{
+	u8 direction = READS;
+	u32 type = flags & MAP_TYPE;
+
+	if (!file)
+		return 0;
+	if (type == MAP_SHARED || type == MAP_SHARED_VALIDATE)
+		/* What may be written later (mprotect) counts as written. */
+		if ((prot & PROT_WRITE) || (file->f_mode & FMODE_WRITE))
+			direction |= WRITES;
+	use_file(current_task(), file, direction);
+	return 0;
+}
+
+SEC("lsm/file_lock")
+int BPF_PROG(file_lock, struct file *file)
+{
+	use_file(current_task(), file, READS | WRITES);
+	return 0;
+}
+
+static __always_inline void use_inode(struct task_struct *task, struct inode *inode, u8 direction)
+{
+	struct object object = {
+		.kind = KIND_FILE,
+		.a = ((u64)BPF_CORE_READ(inode, i_sb, s_dev) << 32) | BPF_CORE_READ(inode, i_generation),
+		.b = BPF_CORE_READ(inode, i_ino),
+	};
+
+	use(task, &object, direction);
+}
+
+/* Before 6.2. */
+SEC("lsm/path_truncate")
+int BPF_PROG(path_truncate, struct path *path)
+{
+	use_inode(current_task(), BPF_CORE_READ(path, dentry, d_inode), WRITES);
+	return 0;
+}
+
+/* From 6.2 on: for descriptors. */
+SEC("lsm/file_truncate")
+int BPF_PROG(file_truncate, struct file *file)
+{
+	use_file(current_task(), file, WRITES);
+	return 0;
+}
+
+/* ---- Pipes, where no file hook is called. */
+
+SEC("fentry/do_splice")
+int BPF_PROG(do_splice, struct file *in, long long *in_offset, struct file *out)
+{
+	use_any_file(in, in->f_inode, READS);
+	use_any_file(out, out->f_inode, WRITES);
+	return 0;
+}
+
+SEC("fentry/do_tee")
+int BPF_PROG(do_tee, struct file *in, struct file *out)
+{
+	use_file(current_task(), in, READS);
+	use_file(current_task(), out, WRITES);
+	return 0;
+}
+
+/* The file behind a descriptor of the current task; not a trusted pointer. */
+static __always_inline struct file *file_of(int fd)
+{
+	struct fdtable *table = BPF_CORE_READ(current_task(), files, fdt);
+	struct file **files, *file = NULL;
+
+	if ((u32)fd >= BPF_CORE_READ(table, max_fds))
+		return NULL;
+	files = BPF_CORE_READ(table, fd);
+	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
+	return file;
+}
+
+static __always_inline void use_descriptor(int fd, u16 kind, u8 direction)
+{
+	struct file *file = file_of(fd);
+	struct inode *inode;
+	u64 a;
+
+	if (!file)
+		return;
+	inode = BPF_CORE_READ(file, f_inode);
+	a = ((u64)BPF_CORE_READ(inode, i_sb, s_dev) << 32) | BPF_CORE_READ(inode, i_generation);
+	if (!direction)
+		direction = (BPF_CORE_READ(file, f_mode) & FMODE_WRITE) ? WRITES : READS;
+	record_flow(current_task(), kind, a, BPF_CORE_READ(inode, i_ino), direction);
+}
+
+SEC("fentry/__x64_sys_vmsplice")
+int BPF_PROG(vmsplice, struct pt_regs *regs)
+{
+	use_descriptor(BPF_CORE_READ(regs, di), KIND_PIPE, 0);
+	return 0;
+}
+
+/* ---- Queues, semaphores. */
+
+SEC("fentry/do_mq_timedsend")
+int BPF_PROG(mq_timedsend, int fd)
+{
+	use_descriptor(fd, KIND_POSIX_QUEUE, WRITES);
+	return 0;
+}
+
+SEC("fentry/do_mq_timedreceive")
+int BPF_PROG(mq_timedreceive, int fd)
+{
+	use_descriptor(fd, KIND_POSIX_QUEUE, READS);
+	return 0;
+}
+
+static __always_inline void use_ipc(struct task_struct *task, struct kern_ipc_perm *ipc, u16 kind,
+				    u8 direction)
+{
+	u64 space = BPF_CORE_READ(task, nsproxy, ipc_ns, ns.inum);
+
+	record_flow(task, kind, (space << 32) | (u32)ipc->id, ipc->seq, direction);
+}
+
+SEC("lsm/msg_queue_msgsnd")
+int BPF_PROG(msgsnd, struct kern_ipc_perm *ipc)
+{
+	use_ipc(current_task(), ipc, KIND_MESSAGE_QUEUE, WRITES);
+	return 0;
+}
+
+/* Runs in the sender for a receiver that was waiting. */
+SEC("lsm/msg_queue_msgrcv")
+int BPF_PROG(msgrcv, struct kern_ipc_perm *ipc, void *message, struct task_struct *receiver)
+{
+	use_ipc(receiver, ipc, KIND_MESSAGE_QUEUE, READS);
+	return 0;
+}
+
+SEC("lsm/sem_semop")
+int BPF_PROG(semop, struct kern_ipc_perm *ipc)
+{
+	use_ipc(current_task(), ipc, KIND_SEMAPHORE, READS | WRITES);
+	return 0;
+}
+
+/* ---- Watches: the actor writes to the group whose owner reads. */
+
+SEC("fentry/inotify_handle_inode_event")
+int BPF_PROG(inotify_event, struct fsnotify_mark *mark)
+{
+	record_flow(current_task(), KIND_EVENT, (u64)BPF_CORE_READ(mark, group), 0, WRITES);
+	return 0;
+}
+
+/* ---- io_uring rings that send messages to each other. */
+
+SEC("fentry/io_msg_ring")
+int BPF_PROG(io_msg_ring, struct io_kiocb *request)
+{
+	record_flow(current_task(), KIND_EVENT, (u64)BPF_CORE_READ(request, file, private_data), 0,
+		    WRITES);
+	return 0;
+}
+
+/* ---- Sockets. */
+
+SEC("lsm/socket_sendmsg")
+int BPF_PROG(socket_sendmsg, struct socket *socket, struct msghdr *msg)
+{
+	struct sock *sk = socket->sk;
+
+	if (sk)
+		use_socket(current_task(), sk, msg, WRITES);
+	return 0;
+}
+
+SEC("lsm/socket_recvmsg")
+int BPF_PROG(socket_recvmsg, struct socket *socket)
+{
+	struct sock *sk = socket->sk;
+
+	if (sk)
+		use_socket(current_task(), sk, NULL, READS);
+	return 0;
+}
+
+SEC("lsm/socket_connect")
+int BPF_PROG(socket_connect, struct socket *socket, void *address)
+{
+	struct sock *sk = socket->sk;
+	struct endpoint to = {};
+	u16 family = 0;
+	bool stream;
+
+	if (!sk)
+		return 0;
+	bpf_probe_read_kernel(&family, sizeof(family), address);
+	stream = sk->sk_type == SOCK_STREAM;
+	if (family == AF_INET) {
+		struct sockaddr_in in = {};
+
+		bpf_probe_read_kernel(&in, sizeof(in), address);
+		map_v4(&to.address, in.addr);
+		to.port = bpf_ntohs(in.port);
+	} else if (family == AF_INET6) {
+		struct sockaddr_in6 in6 = {};
+
+		bpf_probe_read_kernel(&in6, sizeof(in6), address);
+		__builtin_memcpy(&to.address, in6.addr, sizeof(to.address));
+		to.port = bpf_ntohs(in6.port);
+	} else if (family == AF_VSOCK) {
+		struct sockaddr_vm vm = {};
+
+		bpf_probe_read_kernel(&vm, sizeof(vm), address);
+		if (vm.cid != VMADDR_CID_LOCAL)
+			record_external(current_task(), INTERFACE_VSOCK, vm.cid, WRITES, NULL);
+		return 0;
+	} else {
+		return 0;
+	}
+	/* Connecting a datagram socket sends nothing. */
+	if (stream && !is_own(&to.address))
+		record_external(current_task(), INTERFACE_TCP, 0, WRITES, &to);
+	return 0;
+}
+
+SEC("lsm/socket_accept")
+int BPF_PROG(socket_accept, struct socket *socket)
+{
+	struct sock *sk = socket->sk;
+	u16 family;
+
+	if (!sk)
+		return 0;
+	family = sk->__sk_common.skc_family;
+	if (family == AF_UNIX) {
+		record_flow(current_task(), KIND_UNIX, bpf_get_socket_cookie(sk), 0, READS);
+	} else if (family == AF_INET || family == AF_INET6) {
+		struct endpoint local = {}, remote = {};
+
+		ends_of(sk, &local, &remote);
+		if (!is_loopback(&local.address))
+			record_external(current_task(), INTERFACE_TCP_LISTENING, 0, READS, &local);
+	}
+	return 0;
+}
+
+SEC("lsm/unix_stream_connect")
+int BPF_PROG(unix_stream_connect, struct sock *sk, struct sock *listener)
+{
+	record_flow(current_task(), KIND_UNIX, bpf_get_socket_cookie(listener), 0, WRITES);
+	return 0;
+}
+
+SEC("lsm/unix_may_send")
+int BPF_PROG(unix_may_send, struct socket *socket, struct socket *other)
+{
+	struct task_struct *task = current_task();
+	struct sock *to = other->sk;
+	u64 signature, cookie;
+
+	if (!to)
+		return 0;
+	cookie = to->__sk_common.skc_cookie.counter;
+	signature = mix(identity(task), (cookie << 2) + 3);
+	if (cookie && is_seen(signature))
+		return 0;
+	if (record_flow(task, KIND_UNIX, bpf_get_socket_cookie(to), 0, WRITES) && cookie)
+		set_seen(signature);
+	return 0;
+}
+
+/* ---- Processes. */
+
+extern const int __preempt_count __ksym __weak;
+struct pcpu_hot {
+	int preempt_count;
+} __attribute__((preserve_access_index));
+extern const struct pcpu_hot pcpu_hot __ksym __weak;
+
+/* Whether the current task only lends its time to an interrupt. */
+static __always_inline bool is_borrowed(void)
+{
+	const u32 hard = 0x00ff0000, serving_softirq = 0x100;
+	int count;
+
+	if (&__preempt_count)
+		count = *(const int *)bpf_this_cpu_ptr(&__preempt_count);
+	else if (&pcpu_hot)
+		count = ((const struct pcpu_hot *)bpf_this_cpu_ptr(&pcpu_hot))->preempt_count;
+	else
+		return true;
+	return count & (hard | serving_softirq);
+}
+
+/* Whoever wakes somebody from a sleep that a signal could end has exchanged something with him,
+ * whatever it was. This finds readers that were blocked before the window opened. */
+SEC("tp_btf/sched_waking")
+int BPF_PROG(sched_waking, struct task_struct *sleeper)
+{
+	struct task_struct *task;
+
+	/* In an uninterruptible sleep it waits for the kernel. */
+	if (!(sleeper->__state & TASK_INTERRUPTIBLE))
+		return 0;
+	task = current_task();
+	if (task->tgid == sleeper->tgid || is_borrowed())
+		return 0;
+	record_relation(task, sleeper, (task->flags & PF_EXITING) ? RELATION_EXITED : RELATION_WOKE);
+	return 0;
+}
+
+SEC("tp_btf/signal_generate")
+int BPF_PROG(signal_generate, int signal, struct kernel_siginfo *info, struct task_struct *target,
+	     int group, int result)
+{
+	struct task_struct *task = current_task();
+	int code = 0;
+
+	if ((u64)info == 1)
+		return 0; /* from the kernel */
+	if (info)
+		code = BPF_CORE_READ(info, si_code);
+	if (code == SI_KERNEL || code == SI_TIMER || task->tgid == target->tgid || is_borrowed())
+		return 0;
+	if (signal == SIGCHLD && code >= CLD_EXITED && code <= CLD_DUMPED) {
+		/* A parent that ignores it learns of it only if it waits. */
+		if (result != SIGNAL_IGNORED)
+			record_relation(task, target, RELATION_EXITED);
+		return 0;
+	}
+	record_relation(task, target, RELATION_SIGNALLED);
+	return 0;
+}
+
+SEC("lsm/ptrace_access_check")
+int BPF_PROG(ptrace_access_check, struct task_struct *child, unsigned int mode)
+{
+	struct task_struct *task = current_task();
+
+	/* Reading is what ps does. */
+	if ((mode & PTRACE_MODE_ATTACH) && task->tgid != child->tgid)
+		record_relation(task, child, RELATION_TRACED);
+	return 0;
+}
+
+SEC("lsm/ptrace_traceme")
+int BPF_PROG(ptrace_traceme, struct task_struct *parent)
+{
+	record_relation(parent, current_task(), RELATION_TRACED);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child)
+{
+	if (parent->tgid != child->tgid)
+		record_relation(parent, child, RELATION_FORKED);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(process_exit, struct task_struct *task)
+{
+	if (task->pid == task->tgid)
+		record_relation(task, task->real_parent, RELATION_ENDED);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_wait")
+int BPF_PROG(process_wait)
+{
+	struct task_struct *task = current_task();
+
+	record_relation(task, task, RELATION_WAITS);
+	return 0;
+}
+
+/* ---- What stands, for the agent to read when a window opens and whenever it is asked. */
+
+static __always_inline void put(struct seq_file *out, struct edge *edge)
+{
+	bpf_seq_write(out, edge, sizeof(*edge));
+}
+
+static __always_inline struct edge standing(struct task_struct *task, struct object *object,
+					    u8 direction, u16 origin)
+{
+	struct edge edge = {};
+
+	edge.key.pid = task->tgid;
+	edge.key.start = ticks(task->group_leader->start_boottime);
+	edge.key.kind = object->kind;
+	edge.key.a = object->a;
+	edge.key.b = object->b;
+	edge.key.direction = direction;
+	edge.value.origin = origin;
+	bpf_probe_read_kernel_str(edge.value.comm, sizeof(edge.value.comm), task->comm);
+	return edge;
+}
+
+static __always_inline void put_contact(struct seq_file *out, struct task_struct *task, u8 which,
+					u32 detail, const struct endpoint *peer)
+{
+	struct object object = { KIND_EXTERNAL, interface(which, detail), 0 };
+	struct edge edge = standing(task, &object, READS | WRITES, ORIGIN_STANDING);
+
+	if (peer) {
+		__builtin_memcpy(edge.value.address, &peer->address, sizeof(edge.value.address));
+		edge.value.port = peer->port;
+	}
+	put(out, &edge);
+}
+
+/* A socket through which somebody outside may speak at any moment. */
+static __always_inline void put_socket(struct seq_file *out, struct task_struct *task,
+				       struct sock *sk)
+{
+	u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	u16 type = BPF_CORE_READ(sk, sk_type);
+	struct endpoint local = {}, remote = {};
+
+	if (family == AF_UNIX) {
+		struct object object = { KIND_UNIX, bpf_get_socket_cookie(sk), 0 };
+		struct edge edge = standing(task, &object, READS | WRITES, ORIGIN_HELD);
+
+		put(out, &edge);
+		return;
+	}
+	if (family == AF_PACKET) {
+		put_contact(out, task, INTERFACE_PACKET, 0, NULL);
+		return;
+	}
+	if (family != AF_INET && family != AF_INET6) {
+		if (family != AF_NETLINK && family != AF_ALG)
+			put_contact(out, task, family == AF_VSOCK ? INTERFACE_VSOCK : INTERFACE_OTHER_SOCKET,
+				    family, NULL);
+		return;
+	}
+	ends_of(sk, &local, &remote);
+	if (type == SOCK_STREAM) {
+		if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN) {
+			if (!is_loopback(&local.address))
+				put_contact(out, task, INTERFACE_TCP_LISTENING, 0, &local);
+		} else if (remote.port && !is_own(&remote.address)) {
+			put_contact(out, task, INTERFACE_TCP, 0, &remote);
+		}
+	} else if (type == SOCK_DGRAM) {
+		if (remote.port ? !is_own(&remote.address) : local.port && !is_loopback(&local.address))
+			put_contact(out, task, INTERFACE_UDP, 0, remote.port ? &remote : &local);
+	} else {
+		put_contact(out, task, INTERFACE_OTHER_IP, BPF_CORE_READ(sk, sk_protocol), NULL);
+	}
+}
+
+SEC("iter/task_file")
+int held_files(struct bpf_iter__task_file *context)
+{
+	struct task_struct *task = context->task;
+	struct file *file = context->file;
+	struct object object;
+	struct socket *socket;
+	struct edge edge;
+	u8 direction = 0;
+
+	if (!task || !file || task->pid != task->tgid || is_exempt(task))
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (socket) {
+		struct sock *sk = socket->sk;
+
+		if (sk)
+			put_socket(context->meta->seq, task, sk);
+		return 0;
+	}
+	object = object_of(file);
+	if (object.kind == KIND_NONE || object.kind == KIND_FILE)
+		return 0;
+	if (file->f_mode & FMODE_READ)
+		direction |= READS;
+	if (file->f_mode & FMODE_WRITE)
+		direction |= WRITES;
+	edge = standing(task, &object, direction, ORIGIN_HELD);
+	/* Standard input and output of daemons may be a serial line that they never use; whoever has
+	 * it as his controlling terminal listens to it. */
+	if (object.kind == KIND_EXTERNAL && (direction & READS)) {
+		struct tty_file_private *private = file->private_data;
+
+		if ((object.a >> 32) == INTERFACE_SERIAL && task->signal->tty &&
+		    task->signal->tty == BPF_CORE_READ(private, tty))
+			edge.value.origin = ORIGIN_STANDING;
+	}
+	put(context->meta->seq, &edge);
+	return 0;
+}
+
+SEC("iter/task_vma")
+int mappings(struct bpf_iter__task_vma *context)
+{
+	struct task_struct *task = context->task;
+	struct vm_area_struct *vma = context->vma;
+	struct object object;
+	struct file_key key;
+	struct edge edge;
+	struct file *file;
+	u8 direction = READS;
+
+	if (!task || !vma || task->pid != task->tgid || is_exempt(task))
+		return 0;
+	file = vma->vm_file;
+	if (!file)
+		return 0;
+	object = object_of(file);
+	if (object.kind == KIND_NONE)
+		return 0;
+	key.a = object.a;
+	key.b = object.b;
+	if ((vma->vm_flags & VM_SHARED)) {
+		if (vma->vm_flags & VM_MAYWRITE)
+			direction |= WRITES;
+	} else if (object.kind == KIND_FILE && !bpf_map_lookup_elem(&written, &key)) {
+		return 0;
+	}
+	edge = standing(task, &object, direction, ORIGIN_STANDING);
+	put(context->meta->seq, &edge);
+	return 0;
+}
+
+SEC("iter/task")
+int tasks(struct bpf_iter__task *context)
+{
+	struct task_struct *task = context->task;
+	struct task_record record = {};
+
+	if (!task)
+		return 0;
+	if (task->pid != task->tgid && !task->ptrace)
+		return 0;
+	record.pid = task->tgid;
+	record.parent = task->real_parent->tgid;
+	record.start = ticks(task->group_leader->start_boottime);
+	record.kernel = !!(task->flags & PF_KTHREAD);
+	if (task->ptrace) {
+		record.tracer = task->parent->tgid;
+		record.tracer_start = ticks(task->parent->group_leader->start_boottime);
+	}
+	bpf_probe_read_kernel_str(record.comm, sizeof(record.comm), task->comm);
+	bpf_seq_write(context->meta->seq, &record, sizeof(record));
+	return 0;
+}

@@ -1,2 +1,77 @@
 //! Unmoor's agent in the guest.
-fn main() {}
+//!
+//! ```text
+//! probes (bpf/) ──edges──► tracker ──► window ──► depgraph ──► records ──► serve ──► the host
+//! /proc, rules  ───────────────────────┘
+//! ```
+//!
+//! It waits on the virtio-serial port until a host asks; between two windows nothing is attached
+//! and nothing is spent.
+
+mod addresses;
+mod names;
+mod policy;
+mod port;
+mod processes;
+mod serve;
+mod tracker;
+mod window;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use port::Port;
+use serve::{Agent, Means};
+use tracker::Tracker;
+
+const USAGE: &str = "\
+Follows who exchanges data with whom, for unmoor on the host.
+
+Usage: unmoor-agent [--port DEVICE]
+
+Options:
+      --port DEVICE  Use this device instead of the virtio-serial port org.unmoor.0
+  -V, --version      Print the version
+  -h, --help         Print this
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let port = match args[..] {
+        [] => Port::named(guest_proto::PORT),
+        ["--port", device] => Port::open(Path::new(device)),
+        ["-V" | "--version"] => {
+            println!("unmoor-agent {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        ["-h" | "--help"] => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match port.and_then(serve) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("unmoor-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(port: Port) -> Result<()> {
+    let means = match Tracker::load() {
+        Ok(tracker) => Means::Probes(tracker),
+        Err(error) => {
+            let reason = format!("{error:#}");
+            eprintln!("unmoor-agent: {reason}; only standing facts are known");
+            Means::StandingFactsOnly(reason)
+        }
+    };
+    Agent::new(port, means).run()
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
+use guest_proto::Rule;
 
 use crate::exit::Exit;
 
@@ -29,6 +30,8 @@ pub enum Command {
     Receive(ReceiveArgs),
     /// Says whether a VM can be moved, and what to change if not.
     Check(CheckArgs),
+    /// Says which processes of a VM depend on the outside world, and why.
+    Explain(ExplainArgs),
     /// Prints a completion script for a shell.
     Completions {
         /// The shell.
@@ -120,6 +123,32 @@ pub struct CheckArgs {
     /// Prints one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `unmoor explain`.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::HELP)]
+pub struct ExplainArgs {
+    /// QEMU's socket of the VM's virtio-serial port org.unmoor.0.
+    #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
+    pub agent: PathBuf,
+
+    /// How long to follow who exchanges data with whom.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    pub window: Duration,
+
+    /// A rule that comes before those of the guest, such as `may-pause unit:batch.service`; may
+    /// be given several times.
+    #[arg(long, value_name = "RULE")]
+    pub rule: Vec<Rule>,
+
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Prints a graph for Graphviz.
+    #[arg(long, conflicts_with = "json")]
+    pub dot: bool,
 }
 
 /// How to connect.

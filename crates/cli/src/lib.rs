@@ -5,6 +5,7 @@
 //! destination QEMU's stream. Sockets, QMP, clocks and signals are here; what to do with them is
 //! decided in `migrate`.
 
+pub mod agent;
 pub mod args;
 mod buffer;
 mod check;
@@ -36,6 +37,7 @@ pub fn run(cli: Cli) -> Exit {
         Command::Send(args) => send::run(&args),
         Command::Receive(args) => receive::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Explain(args) => agent::explain::run(&args),
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { directory } => docs::man(&directory),
         Command::Guardian => match guardian::run() {

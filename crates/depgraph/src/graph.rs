@@ -98,14 +98,14 @@ impl Graph {
         self.intern(id);
     }
 
-    /// Settles what a process is.
-    pub fn mark(&mut self, id: ProcessId, mark: Mark) {
+    /// Settles what a process is, or leaves it to its flows again.
+    pub fn mark(&mut self, id: ProcessId, mark: Option<Mark>) {
         let Some(index) = self.intern(id) else { return };
         let process = &mut self.processes[index as usize];
-        if process.mark == Some(mark) {
+        if process.mark == mark {
             return;
         }
-        process.mark = Some(mark);
+        process.mark = mark;
         if !process.objects.is_empty() || !process.relations.is_empty() {
             // Others may owe it their distance, or may now get one.
             self.recompute();

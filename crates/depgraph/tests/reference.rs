@@ -50,7 +50,7 @@ fn apply(graph: &mut Graph, event: Event) {
         Event::Waits(who) => graph.waits(process(who)),
         Event::External(who, port) => graph.external(process(who), contact(port)),
         Event::Uncertain(who) => graph.uncertain(process(who), Uncertainty::LostEvents),
-        Event::Mark(who, mark) => graph.mark(process(who), mark),
+        Event::Mark(who, mark) => graph.mark(process(who), Some(mark)),
     }
 }
 

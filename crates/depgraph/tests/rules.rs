@@ -118,7 +118,7 @@ fn a_sink_passes_nothing_on() {
     graph.flow(BATCH, socket, Writes);
     graph.flow(JOURNAL, socket, Reads);
     assert!(is_dependent(&graph, BATCH), "not yet a sink");
-    graph.mark(JOURNAL, Mark::Sink);
+    graph.mark(JOURNAL, Some(Mark::Sink));
     assert_eq!(graph.class(JOURNAL), Some(Class::Sink));
     assert!(!is_dependent(&graph, BATCH));
     assert!(Class::Sink.stays_live());
@@ -132,11 +132,14 @@ fn marks_of_the_administrator_hold() {
     graph.flow(WORKER, pipe, Reads);
     graph.relate(WORKER, BATCH, Relation::Forked);
     assert_eq!(graph.class(BATCH), Some(Class::Dependent { distance: 2 }));
-    graph.mark(WORKER, Mark::MayPause);
+    graph.mark(WORKER, Some(Mark::MayPause));
     assert_eq!(graph.class(WORKER), Some(Class::MayPause));
     assert_eq!(graph.class(BATCH), Some(Class::Independent));
-    graph.mark(BATCH, Mark::AlwaysLive);
+    graph.mark(BATCH, Some(Mark::AlwaysLive));
     assert_eq!(graph.chain(BATCH).unwrap().source, Source::AlwaysLive);
+    graph.mark(WORKER, None);
+    graph.mark(BATCH, None);
+    assert_eq!(graph.class(BATCH), Some(Class::Dependent { distance: 2 }));
 }
 
 #[test]

@@ -21,14 +21,16 @@ pub mod fuzz_entry;
 mod host;
 mod message;
 mod pages;
+mod rule;
 
 pub use frame::{Decoder, FRAME_MAX, TooLarge, encode};
 pub use host::{ANSWER_FRAMES_MAX, Host, ProtocolError};
 pub use message::{
-    Answer, Armed, Capabilities, Failure, Losses, ProcessRecord, Reason, Refusal, Request, Rule,
-    Summary, Tier, ToAgent, ToHost, Treatment, Welcome, shortened,
+    Answer, Armed, Capabilities, Failure, Losses, ProcessRecord, Reason, Refusal, Request, Summary,
+    Tier, ToAgent, ToHost, Welcome, shortened,
 };
 pub use pages::{PageSet, PageSetError, Run};
+pub use rule::{Rule, RuleError, Subject, Traits, Treatment};
 
 /// Name of the virtio-serial port.
 pub const PORT: &str = "org.unmoor.0";

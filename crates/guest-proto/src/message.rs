@@ -4,6 +4,7 @@ use depgraph::{Class, ProcessId, Source, Uncertainty, Via};
 use serde::{Deserialize, Serialize};
 
 use crate::pages::PageSet;
+use crate::rule::Rule;
 
 /// From the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,27 +185,6 @@ pub struct Losses {
     pub table_full: u64,
     /// A probe was skipped because it was running already.
     pub probes_skipped: u64,
-}
-
-/// A rule of the administrator.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rule {
-    /// What is to be done.
-    pub treatment: Treatment,
-    /// To whom: `cgroup:`, `unit:`, `exe:` or `name:` and a pattern in which `*` stands for
-    /// anything.
-    pub subject: String,
-}
-
-/// What a rule does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Treatment {
-    /// Always live, and so is what it is connected to.
-    AlwaysLive,
-    /// May pause, whatever it is connected to.
-    MayPause,
-    /// Always live, but passes dependency on to nobody: for hubs.
-    Sink,
 }
 
 /// Why something was not done.

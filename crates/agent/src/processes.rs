@@ -1,0 +1,136 @@
+//! What `/proc` says about a process.
+
+use std::fs;
+
+use depgraph::ProcessId;
+use guest_proto::shortened;
+
+const COMMAND_MAX: usize = 120;
+const CGROUP_MAX: usize = 200;
+
+/// What there is to know about a process besides what it does.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Info {
+    pub(crate) exe: String,
+    pub(crate) command: String,
+    pub(crate) cgroup: String,
+    pub(crate) anonymous_kib: u64,
+}
+
+/// Reads what is there; a process that has just ended leaves gaps.
+pub(crate) fn info(id: ProcessId) -> Info {
+    let file = |name: &str| fs::read(format!("/proc/{}/{name}", id.pid)).unwrap_or_default();
+    let exe = fs::read_link(format!("/proc/{}/exe", id.pid)).unwrap_or_default();
+    let command = String::from_utf8_lossy(&file("cmdline")).replace('\0', " ");
+    let status = String::from_utf8_lossy(&file("status")).into_owned();
+    Info {
+        exe: exe.to_string_lossy().into_owned(),
+        command: shortened(command.trim_end(), COMMAND_MAX),
+        cgroup: shortened(
+            cgroup(&String::from_utf8_lossy(&file("cgroup"))),
+            CGROUP_MAX,
+        ),
+        anonymous_kib: field(&status, "RssAnon:"),
+    }
+}
+
+/// CPU time that a process has used, in ticks.
+pub(crate) fn cpu_ticks(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    ticks_of(&stat)
+}
+
+/// Memory of the machine, in KiB.
+pub(crate) fn memory_kib() -> u64 {
+    field(
+        &fs::read_to_string("/proc/meminfo").unwrap_or_default(),
+        "MemTotal:",
+    )
+}
+
+/// Every process, by /proc alone: for kernels without probes.
+pub(crate) fn list() -> Vec<(ProcessId, u32, String)> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid: u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // Kernel threads have no memory.
+            let kernel = fs::read(format!("/proc/{pid}/cmdline")).ok()?.is_empty()
+                && fs::read_link(format!("/proc/{pid}/exe")).is_err();
+            if kernel {
+                return None;
+            }
+            let (name, parent, start) = stat_fields(&stat)?;
+            Some((ProcessId { pid, start }, parent, name))
+        })
+        .collect()
+}
+
+/// Name, parent and start. The name may hold anything, brackets and spaces included.
+fn stat_fields(stat: &str) -> Option<(String, u32, u64)> {
+    let (head, rest) = stat.rsplit_once(')')?;
+    let name = head.split_once('(')?.1.to_owned();
+    let mut fields = rest.split_ascii_whitespace();
+    let parent = fields.nth(1)?.parse().ok()?;
+    let start = fields.nth(17)?.parse().ok()?;
+    Some((name, parent, start))
+}
+
+fn ticks_of(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let user: u64 = fields.nth(11)?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(user + system)
+}
+
+/// The second version's path; else the longest, as the first has one a controller.
+fn cgroup(text: &str) -> &str {
+    let path = |line: &'_ str| {
+        line.splitn(3, ':')
+            .nth(2)
+            .map(str::len)
+            .map(|n| line.len() - n)
+    };
+    let unified = text.lines().find(|line| line.starts_with("0::"));
+    unified
+        .and_then(|line| path(line).map(|at| &line[at..]))
+        .unwrap_or("")
+}
+
+fn field(text: &str, name: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))
+        .and_then(|value| value.split_ascii_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_hold_brackets() {
+        let stat = "7 (a) b) S 3 7 7 0 -1 4194560 1 2 3 4 55 66 0 0 20 0 1 0 4242 1000 10";
+        assert_eq!(stat_fields(stat), Some(("a) b".into(), 3, 4242)));
+        assert_eq!(ticks_of(stat), Some(55 + 66));
+        assert_eq!(stat_fields("7 (a"), None);
+    }
+
+    #[test]
+    fn the_second_version_of_cgroups_counts() {
+        assert_eq!(
+            cgroup("4:cpu:/x\n0::/system.slice/a:b.service\n"),
+            "/system.slice/a:b.service"
+        );
+        assert_eq!(cgroup("4:cpu:/x\n"), "");
+    }
+
+    #[test]
+    fn fields_are_found_by_name() {
+        assert_eq!(
+            field("VmRSS:\t 10 kB\nRssAnon:\t  512 kB\n", "RssAnon:"),
+            512
+        );
+        assert_eq!(field("", "RssAnon:"), 0);
+    }
+}

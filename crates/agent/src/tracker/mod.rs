@@ -1,0 +1,276 @@
+//! The probes: loaded when the agent starts, attached while a window is open.
+//!
+//! Attached probes cost something on every system call even when they do nothing, so nothing is
+//! attached between windows; loading, which takes seconds under emulation, is done beforehand.
+
+mod probes;
+mod records;
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::io::Read;
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use depgraph::{Direction, ObjectKind};
+use guest_proto::Losses;
+use libbpf_rs::query::ProgInfoIter;
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::{
+    Iter, Link, MapCore, MapFlags, PrintLevel, Program, ProgramMut, RingBuffer, RingBufferBuilder,
+};
+
+use records::{EDGE, KEY, TASK};
+pub(crate) use records::{Edge, Origin, Task, What, device};
+
+#[expect(
+    clippy::undocumented_unsafe_blocks,
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    unsafe_code,
+    unreachable_pub,
+    unused_qualifications,
+    reason = "generated"
+)]
+mod skeleton {
+    include!(concat!(env!("OUT_DIR"), "/tracker.skel.rs"));
+}
+
+/// Entries read from a map at a time.
+const BATCH: u32 = 1024;
+
+/// The probes.
+pub(crate) struct Tracker {
+    skeleton: skeleton::TrackerSkel<'static>,
+    ring: RingBuffer<'static>,
+    arrived: Rc<RefCell<Vec<Edge>>>,
+    links: Vec<Link>,
+    missing: Vec<String>,
+    /// Ids of the probes, and how often each was skipped before the window.
+    skipped_before: Vec<(u32, u64)>,
+    ring_full_before: u64,
+}
+
+/// What stands.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) tasks: Vec<Task>,
+    pub(crate) edges: Vec<Edge>,
+}
+
+impl Tracker {
+    /// Loads the probes.
+    pub(crate) fn load() -> Result<Self> {
+        // What the kernel's verifier has to say reaches the system's log.
+        libbpf_rs::set_print(Some((PrintLevel::Warn, |_, text| eprint!("{text}"))));
+        // Once in the life of the process, and as long.
+        let object = Box::leak(Box::new(MaybeUninit::uninit()));
+        let mut open = skeleton::TrackerSkelBuilder::default()
+            .open(object)
+            .context("reading the probes")?;
+        let rodata = open.maps.rodata_data.as_deref_mut();
+        rodata.context("no constants")?.agent_pid = std::process::id();
+        let missing = probes::fit(open.open_object_mut())?;
+        let skeleton = open.load().context("the kernel does not take the probes")?;
+        let arrived = Rc::new(RefCell::new(Vec::new()));
+        let sink = Rc::clone(&arrived);
+        let mut ring = RingBufferBuilder::new();
+        ring.add(&skeleton.maps.wakeups, move |record| {
+            sink.borrow_mut().push(Edge::read(record));
+            0
+        })?;
+        let ring = ring.build()?;
+        Ok(Tracker {
+            skeleton,
+            ring,
+            arrived,
+            links: Vec::new(),
+            missing,
+            skipped_before: Vec::new(),
+            ring_full_before: 0,
+        })
+    }
+
+    /// Probes that this kernel has no place for.
+    pub(crate) fn missing(&self) -> &[String] {
+        &self.missing
+    }
+
+    /// Becomes readable when edges have arrived.
+    #[expect(unsafe_code, reason = "the ring lends its descriptor as a number only")]
+    pub(crate) fn wakeup(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring keeps it open, and lives as long as the loan.
+        unsafe { BorrowedFd::borrow_raw(self.ring.epoll_fd()) }
+    }
+
+    /// Makes this machine's addresses known.
+    pub(crate) fn own_addresses(&mut self, addresses: &HashSet<IpAddr>) -> Result<()> {
+        for address in addresses {
+            let key = match address {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+                IpAddr::V6(v6) => *v6,
+            };
+            let key: [u8; 16] = Ipv6Addr::octets(&key);
+            self.skeleton
+                .maps
+                .own_addresses
+                .update(&key, &[1], MapFlags::ANY)?;
+        }
+        Ok(())
+    }
+
+    /// Begins a window: forgets the last one's edges and attaches the probes.
+    pub(crate) fn arm(&mut self) -> Result<u16> {
+        self.disarm();
+        let data = self.skeleton.maps.data_data.as_deref_mut();
+        data.context("no variables")?.epoch += 1;
+        // What processes have mapped to write is being written.
+        for edge in self.mappings()? {
+            self.note_written(&edge)?;
+        }
+        for program in self.skeleton.object_mut().progs_mut() {
+            if probes::is_probe(program.section()) && program.autoload() {
+                let link = program.attach();
+                let name = || format!("attaching {}", program.name().to_string_lossy());
+                self.links.push(link.with_context(name)?);
+            }
+        }
+        self.skipped_before = self.skipped();
+        self.ring_full_before = self.counters().1;
+        Ok(u16::try_from(self.links.len()).unwrap_or(u16::MAX))
+    }
+
+    /// Ends a window.
+    pub(crate) fn disarm(&mut self) {
+        self.links.clear();
+        // What has arrived belongs to the window that ends.
+        let _ = self.ring.consume();
+        self.arrived.borrow_mut().clear();
+        for map in [&self.skeleton.maps.edges, &self.skeleton.maps.written] {
+            let entries = map.lookup_and_delete_batch(BATCH, MapFlags::ANY, MapFlags::ANY);
+            if let Ok(entries) = entries {
+                entries.for_each(drop);
+            }
+        }
+        if let Some(variables) = self.skeleton.maps.bss_data.as_deref_mut() {
+            variables.table_full = 0;
+        }
+    }
+
+    /// Edges that are new. All of them if some did not fit the ring.
+    pub(crate) fn new_edges(&mut self) -> Result<Vec<Edge>> {
+        self.ring.poll(Duration::ZERO)?;
+        let mut edges = self.arrived.take();
+        let ring_full = self.counters().1;
+        if ring_full != self.ring_full_before {
+            self.ring_full_before = ring_full;
+            edges = self.all_edges()?;
+        }
+        Ok(edges)
+    }
+
+    /// What stands: processes, open connections, shared mappings. With the window's probes
+    /// attached, nothing falls between the two.
+    pub(crate) fn snapshot(&mut self) -> Result<Snapshot> {
+        let progs = &self.skeleton.progs;
+        let tasks = iterate(&progs.tasks, TASK, Task::read)?;
+        let mut edges = iterate(&progs.held_files, EDGE, Edge::read)?;
+        let mappings = self.mappings()?;
+        for edge in &mappings {
+            self.note_written(edge)?;
+        }
+        edges.extend(mappings);
+        Ok(Snapshot { tasks, edges })
+    }
+
+    /// What was lost in this window.
+    pub(crate) fn losses(&self) -> Losses {
+        let now = self.skipped();
+        let probes_skipped = now
+            .iter()
+            .map(|(id, count)| {
+                let before = self.skipped_before.iter().find(|(other, _)| other == id);
+                count - before.map_or(0, |(_, count)| *count).min(*count)
+            })
+            .sum();
+        Losses {
+            table_full: self.counters().0,
+            probes_skipped,
+        }
+    }
+
+    fn mappings(&self) -> Result<Vec<Edge>> {
+        iterate(&self.skeleton.progs.mappings, EDGE, Edge::read)
+    }
+
+    /// Reads of a file count from when somebody writes it; a mapping writes without a word.
+    fn note_written(&mut self, edge: &Edge) -> Result<()> {
+        let What::Flow(object, Direction::Writes | Direction::Both) = edge.what else {
+            return Ok(());
+        };
+        if object.kind != ObjectKind::File {
+            return Ok(());
+        }
+        let mut key = object.a.to_ne_bytes().to_vec();
+        key.extend_from_slice(&object.b.to_ne_bytes());
+        let map = &self.skeleton.maps.written;
+        if map.lookup(&key, MapFlags::ANY)?.is_some() {
+            return Ok(());
+        }
+        map.update(&key, &[1], MapFlags::ANY)?;
+        if let Some(variables) = self.skeleton.maps.bss_data.as_deref_mut() {
+            let buckets = variables.writes.len();
+            let bucket = usize::try_from(object.b).unwrap_or(0) % buckets;
+            variables.writes[bucket] = variables.writes[bucket].wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    fn all_edges(&self) -> Result<Vec<Edge>> {
+        let map = &self.skeleton.maps.edges;
+        let entries = map.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY)?;
+        Ok(entries
+            .map(|(key, value)| {
+                debug_assert_eq!((key.len(), key.len() + value.len()), (KEY, EDGE));
+                Edge::read(&[key, value].concat())
+            })
+            .collect())
+    }
+
+    /// Edges that found no room in the table, and in the ring.
+    fn counters(&self) -> (u64, u64) {
+        let variables = self.skeleton.maps.bss_data.as_deref();
+        variables.map_or((0, 0), |bss| (bss.table_full, bss.ring_full))
+    }
+
+    /// How often each probe was skipped because it was running already.
+    fn skipped(&self) -> Vec<(u32, u64)> {
+        let own: HashSet<u32> = self
+            .skeleton
+            .object()
+            .progs()
+            .filter(libbpf_rs::ProgramImpl::autoload)
+            .filter_map(|program| id_of(program.as_fd()))
+            .collect();
+        ProgInfoIter::default()
+            .filter(|info| own.contains(&info.id))
+            .map(|info| (info.id, info.recursion_misses))
+            .collect()
+    }
+}
+
+fn id_of(program: BorrowedFd<'_>) -> Option<u32> {
+    Program::id_from_fd(program).ok()
+}
+
+/// Runs a program over everything of its kind, and takes its records.
+fn iterate<T>(program: &ProgramMut<'_>, size: usize, read: fn(&[u8]) -> T) -> Result<Vec<T>> {
+    let link = program.attach().context("attaching an iterator")?;
+    let mut bytes = Vec::new();
+    Iter::new(&link)?.read_to_end(&mut bytes)?;
+    Ok(bytes.chunks_exact(size).map(read).collect())
+}

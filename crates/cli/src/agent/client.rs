@@ -1,0 +1,153 @@
+//! A connection to the agent through QEMU's end of the virtio-serial port.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use guest_proto::{
+    Answer, Armed, Host, ProcessRecord, ProtocolError, Request, Rule, Summary, VERSION, Welcome,
+};
+use thiserror::Error;
+
+/// Longest wait for an answer: probes are attached meanwhile, under emulation too.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Processes that a host takes in: more than a guest of sensible size has.
+const PROCESSES_MAX: usize = 200_000;
+
+/// Why the agent cannot be asked.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    /// The socket.
+    #[error("connecting to the agent channel {path}: {source}")]
+    Connect {
+        /// Where.
+        path: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The connection broke.
+    #[error("talking to the agent: {0}")]
+    Broken(#[from] std::io::Error),
+    /// Nobody answers.
+    #[error(
+        "no agent answers: see that unmoor-agent runs in the guest, and that nothing else is \
+         connected to this channel"
+    )]
+    Silent,
+    /// QEMU has ended.
+    #[error("QEMU has closed the agent channel")]
+    Closed,
+    /// It breaks the rules.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    /// It answers something else.
+    #[error("the agent answers something that was not asked")]
+    Unexpected,
+    /// No random numbers.
+    #[error("no random numbers: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// A conversation.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    host: Host,
+}
+
+/// What every process is.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The processes.
+    pub processes: Vec<ProcessRecord>,
+    /// The window as a whole.
+    pub summary: Summary,
+}
+
+impl Client {
+    /// Connects and greets.
+    pub fn connect(path: &Path) -> Result<(Self, Welcome), AgentError> {
+        let stream = UnixStream::connect(path).map_err(|source| AgentError::Connect {
+            path: path.display().to_string(),
+            source,
+        })?;
+        let session = u64::from_ne_bytes(crate::random()?);
+        let mut client = Client {
+            stream,
+            host: Host::new(session),
+        };
+        match client.ask(Request::Hello { version: VERSION })? {
+            Answer::Welcome(welcome) => Ok((client, welcome)),
+            _ => Err(AgentError::Unexpected),
+        }
+    }
+
+    /// Begins a window.
+    pub fn arm(&mut self, rules: Vec<Rule>) -> Result<Armed, AgentError> {
+        match self.ask(Request::Arm { rules })? {
+            Answer::Armed(armed) => Ok(armed),
+            _ => Err(AgentError::Unexpected),
+        }
+    }
+
+    /// What every process is.
+    pub fn report(&mut self) -> Result<Report, AgentError> {
+        let mut processes = Vec::new();
+        let mut answer = self.ask(Request::Report)?;
+        loop {
+            match answer {
+                Answer::Processes(records) if processes.len() < PROCESSES_MAX => {
+                    processes.extend(records);
+                }
+                Answer::Summary(summary) => return Ok(Report { processes, summary }),
+                _ => return Err(AgentError::Unexpected),
+            }
+            answer = self.more(Instant::now() + ANSWER_LIMIT)?;
+        }
+    }
+
+    /// Ends the window.
+    pub fn disarm(&mut self) -> Result<(), AgentError> {
+        match self.ask(Request::Disarm)? {
+            Answer::Disarmed => Ok(()),
+            _ => Err(AgentError::Unexpected),
+        }
+    }
+
+    fn ask(&mut self, request: Request) -> Result<Answer, AgentError> {
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        let mut bytes = Vec::new();
+        self.host
+            .ask(request, &mut bytes)
+            .map_err(|error| std::io::Error::new(ErrorKind::InvalidInput, error))?;
+        self.stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+        self.stream.write_all(&bytes).map_err(silence)?;
+        self.more(deadline)
+    }
+
+    fn more(&mut self, deadline: Instant) -> Result<Answer, AgentError> {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            if let Some((answer, _)) = self.host.answer()? {
+                return Ok(answer);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(AgentError::Silent);
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            match self.stream.read(&mut buffer).map_err(silence)? {
+                0 => return Err(AgentError::Closed),
+                count => self.host.push(&buffer[..count]),
+            }
+        }
+    }
+}
+
+fn silence(error: std::io::Error) -> AgentError {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => AgentError::Silent,
+        _ => AgentError::Broken(error),
+    }
+}

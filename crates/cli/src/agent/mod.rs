@@ -1,0 +1,10 @@
+//! The agent in the guest: talking to it, and telling people what it says.
+
+mod client;
+mod dot;
+pub(crate) mod explain;
+mod table;
+mod words;
+
+pub use client::{AgentError, Client, Report};
+pub use words::Words;

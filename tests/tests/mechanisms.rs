@@ -1,0 +1,251 @@
+//! Every way in which processes influence one another, in a real guest: the flow is seen, in the
+//! right direction, and makes the right process dependent; the same exchange between two others
+//! that nobody outside has to do with leaves them independent.
+//!
+//! `lab-guest mechanisms` has two groups for each mechanism. In the first, process `1a` has a
+//! contact with the outside before it exchanges something with `1b`; in the second, `2a` and `2b`
+//! do the same without the contact.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a panic is how a test fails"
+)]
+
+use std::collections::BTreeMap;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use depgraph::{Class, Direction, Interface, ObjectKind, Relation, Source, Via};
+use guest_proto::{ProcessRecord, Reason, Tier};
+use lab::{CLIENT, Host, Lab, LabOptions, Vm, VmOptions};
+use serde_json::json;
+use unmoor::agent::{Client, Report, Words};
+
+/// Longest wait for the mechanisms: they are some 270 processes under emulation.
+const LIMIT: Duration = Duration::from_secs(120);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+const FOLDER: &str = "/run/m";
+
+/// A line of `lab-guest mechanisms --list`.
+#[derive(Debug)]
+struct Mechanism {
+    name: String,
+    expectation: String,
+    kind: String,
+    direction: String,
+}
+
+fn mechanisms(vm: &mut Vm) -> Result<Vec<Mechanism>> {
+    let list = vm.guest("lab-guest mechanisms --list")?;
+    list.lines()
+        .map(|line| {
+            let fields: Vec<&str> = line.split('\t').collect();
+            let [name, expectation, kind, direction] = fields[..] else {
+                bail!("not a mechanism: {line}");
+            };
+            Ok(Mechanism {
+                name: name.into(),
+                expectation: expectation.into(),
+                kind: kind.into(),
+                direction: direction.into(),
+            })
+        })
+        .collect()
+}
+
+fn wait_for(vm: &mut Vm, what: &str, command: &str) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    while vm.guest(command).is_err() {
+        ensure!(Instant::now() < deadline, "never: {what}");
+        sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
+/// Runs all mechanisms in one window; what was seen, and the members that could not do it here.
+fn run(vm: &mut Vm) -> Result<(Report, Vec<String>)> {
+    let outside = format!("{CLIENT}:9");
+    vm.guest(&format!(
+        "setsid lab-guest mechanisms {FOLDER} {outside} >/dev/null 2>&1 </dev/null &"
+    ))?;
+    wait_for(vm, "ready", &format!("test -e {FOLDER}/ready"))?;
+    let (mut client, welcome) = Client::connect(&vm.agent_path())?;
+    ensure!(welcome.tier == Tier::Probes, "{welcome:?}");
+    let armed = client.arm(Vec::new())?;
+    println!("{welcome:?} {armed:?}");
+    vm.guest(&format!("touch {FOLDER}/go"))?;
+    let finished = format!(
+        "cd {FOLDER}; test $(ls | grep -cE '^(done|failed|skipped)\\.') -ge $(ls | grep -c '^ready\\.')"
+    );
+    wait_for(vm, "all mechanisms done", &finished)?;
+    let report = client.report()?;
+    client.disarm()?;
+    let failed = vm.guest(&format!("cd {FOLDER}; cat failed.* 2>/dev/null; true"))?;
+    ensure!(failed.is_empty(), "mechanisms failed: {failed}");
+    let skipped = vm.guest(&format!("cd {FOLDER}; ls | grep '^skipped\\.' || true"))?;
+    let skipped = skipped
+        .lines()
+        .filter_map(|line| line.strip_prefix("skipped."))
+        .map(|line| line.replacen('.', "/", 1))
+        .collect();
+    Ok((report, skipped))
+}
+
+/// What is wrong with what was seen of a mechanism; nothing if all is as it should be.
+fn judge(
+    mechanism: &Mechanism,
+    processes: &BTreeMap<&str, &ProcessRecord>,
+    words: &Words<'_>,
+) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let member = |which: &str| processes.get(format!("{}/{which}", mechanism.name).as_str());
+    let told = |record: &ProcessRecord| {
+        format!("{} ({})", Words::class(record.class), words.chain(record).join("; "))
+    };
+    for clean in ["2a", "2b"] {
+        if let Some(record) = member(clean)
+            && record.class != Class::Independent
+        {
+            wrong.push(format!("{clean} is {}", told(record)));
+        }
+    }
+    if let Some(first) = member("1a")
+        && !matches!(first.class, Class::Dependent { distance: 0 })
+    {
+        wrong.push(format!("1a is {}", told(first)));
+    }
+    let Some(second) = member("1b") else {
+        if mechanism.expectation != "direct" {
+            wrong.push("1b is not there".into());
+        } else if let Some(first) = member("1a")
+            && !is_interface(mechanism, first)
+        {
+            wrong.push(format!("1a is {}", told(first)));
+        }
+        return wrong;
+    };
+    match mechanism.expectation.as_str() {
+        "linked" if !is_link(mechanism, second) => wrong.push(format!("1b is {}", told(second))),
+        "apart" if second.class != Class::Independent => {
+            wrong.push(format!("1b is {}", told(second)));
+        }
+        _ => {}
+    }
+    wrong
+}
+
+/// In direct contact, and through the interface that the mechanism is about.
+fn is_interface(mechanism: &Mechanism, record: &ProcessRecord) -> bool {
+    let Reason::Source(Source::Outside(external)) = record.reason else {
+        return false;
+    };
+    // The least of a process's contacts is told; each begins with a datagram to the outside only
+    // where it is not itself the contact.
+    match mechanism.kind.as_str() {
+        "udp" => external.interface == Interface::Udp,
+        "tcp" => matches!(external.interface, Interface::Tcp),
+        "raw" => matches!(external.interface, Interface::OtherIp { .. } | Interface::Packet),
+        "tty" => matches!(external.interface, Interface::Serial { .. }),
+        "vsock" => external.interface == Interface::Vsock,
+        _ => false,
+    }
+}
+
+/// One flow away from the contact, through the right kind of object, in the right direction.
+fn is_link(mechanism: &Mechanism, record: &ProcessRecord) -> bool {
+    let Reason::Flow { via, .. } = record.reason else {
+        return false;
+    };
+    if record.class != (Class::Dependent { distance: 1 }) {
+        return false;
+    }
+    let right_kind = match (mechanism.kind.as_str(), via) {
+        (kind, Via::Object { object, ours, .. }) => {
+            let direction = match mechanism.direction.as_str() {
+                "reads" => ours.reads(),
+                "writes" => ours.writes(),
+                _ => ours == Direction::Both,
+            };
+            use ObjectKind as K;
+            let kinds: &[ObjectKind] = match kind {
+                "pipe" => &[K::Pipe],
+                "unix" => &[K::UnixSocket],
+                "tcp" => &[K::Tcp],
+                "udp" => &[K::Udp],
+                "vsock" => &[K::Vsock],
+                "netlink" => &[K::Netlink],
+                "tty" => &[K::Terminal],
+                "file" | "lock" => &[K::File],
+                "shared-memory" => &[K::SharedMemory, K::File],
+                "message-queue" => &[K::MessageQueue],
+                "semaphore" => &[K::Semaphore],
+                "posix-queue" => &[K::PosixQueue],
+                "event" | "watch" => &[K::Event],
+                _ => &[],
+            };
+            direction && kinds.contains(&object.kind)
+        }
+        ("signal", Via::Relation { relation, .. }) => relation == Relation::Signalled,
+        ("trace", Via::Relation { relation, .. }) => relation == Relation::Traced,
+        ("fork", Via::Relation { relation, .. }) => relation == Relation::Forked,
+        ("exit", Via::Relation { relation, .. }) => {
+            matches!(relation, Relation::Exited | Relation::Ended)
+        }
+        _ => false,
+    };
+    right_kind
+}
+
+#[test]
+fn every_mechanism_is_seen_and_connects_only_those_who_use_it() -> Result<()> {
+    let lab = Lab::new(&LabOptions::default())?;
+    let options = VmOptions {
+        memory: "1G".into(),
+        agent: true,
+        ..VmOptions::default()
+    };
+    let mut vm = Vm::start(&lab, Host::A, &options)?;
+    vm.wait_booted()?;
+    let mechanisms = mechanisms(&mut vm)?;
+    let (report, skipped) = run(&mut vm)?;
+    ensure!(report.summary.doubt.is_none(), "{:?}", report.summary);
+
+    let words = Words::new(&report.processes);
+    let processes: BTreeMap<&str, &ProcessRecord> = report
+        .processes
+        .iter()
+        .map(|record| (record.name.as_str(), record))
+        .collect();
+    let mut rows = Vec::new();
+    let mut wrong = Vec::new();
+    for mechanism in &mechanisms {
+        let left_out = skipped.iter().any(|name| name == &format!("{}/1a", mechanism.name));
+        let found = if left_out {
+            Vec::new()
+        } else {
+            judge(mechanism, &processes, &words)
+        };
+        rows.push(json!({
+            "mechanism": mechanism.name,
+            "expectation": mechanism.expectation,
+            "direction": mechanism.direction,
+            "tested": !left_out,
+            "seen": processes
+                .get(format!("{}/1b", mechanism.name).as_str())
+                .or(processes.get(format!("{}/1a", mechanism.name).as_str()))
+                .and_then(|record| words.step(record)),
+            "wrong": found,
+        }));
+        wrong.extend(found.iter().map(|what| format!("{}: {what}", mechanism.name)));
+    }
+    lab::results::record("mechanisms", &rows)?;
+    println!("skipped: {skipped:?}");
+    for what in &wrong {
+        println!("{what}");
+    }
+    println!("{} mechanisms, {} wrong", mechanisms.len(), wrong.len());
+    println!("{:?}", report.summary);
+    vm.guest("cat /run/agent.log").map(|log| print!("{log}")).context("log")?;
+    assert!(wrong.is_empty());
+    Ok(())
+}
