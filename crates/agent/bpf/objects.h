@@ -113,15 +113,17 @@ static __always_inline struct object object_of(struct file *file)
 	return object;
 }
 
-/* Records that a task uses an object. */
-static __always_inline bool use(struct task_struct *task, struct object *object, u8 direction)
+/* Records that a task uses an object. A lasting use, such as a shared mapping, also sees what is
+ * written later. */
+static __always_inline bool use(struct task_struct *task, struct object *object, u8 direction,
+				bool lasting)
 {
 	struct file_key file = { object->a, object->b };
 	u8 yes = 1;
 
 	if (object->kind == KIND_NONE || is_exempt(task))
 		return true;
-	if (object->kind == KIND_FILE && !(direction & WRITES) &&
+	if (object->kind == KIND_FILE && !(direction & WRITES) && !lasting &&
 	    !bpf_map_lookup_elem(&written, &file))
 		return true;
 	if (object->kind == KIND_FILE && (direction & WRITES) &&
@@ -137,14 +139,16 @@ static __always_inline bool use(struct task_struct *task, struct object *object,
 }
 
 /* A file that is no socket is read or written. */
-static __always_inline void use_file(struct task_struct *task, struct file *file, u8 direction)
+static __always_inline void use_file(struct task_struct *task, struct file *file, u8 direction,
+				     bool lasting)
 {
 	struct inode *inode = file->f_inode;
 	u16 type = inode->i_mode & S_IFMT;
 	struct object object;
 	u64 signature;
 
-	signature = mix(identity(task), inode->i_ino + ((u64)inode->i_sb->s_dev << 34) + ((u64)direction << 62));
+	signature = mix(identity(task), inode->i_ino + ((u64)inode->i_sb->s_dev << 34) + ((u64)direction << 62) +
+						((u64)lasting << 61));
 	signature = mix(signature, ((u64)inode->i_generation << 32) + writes[bucket_of(inode->i_ino)]);
 	if (type != S_IFREG && type != S_IFIFO)
 		/* A descriptor, not a name, says which terminal or event it is, and the memory behind
@@ -158,6 +162,6 @@ static __always_inline void use_file(struct task_struct *task, struct file *file
 		if (is_seen(signature))
 			return;
 	}
-	if (use(task, &object, direction))
+	if (use(task, &object, direction, lasting))
 		set_seen(signature);
 }

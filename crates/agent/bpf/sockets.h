@@ -246,6 +246,19 @@ static __always_inline bool use_vsock(struct task_struct *task, struct sock *sk,
 			   our_port < their_port ? their_port : our_port, direction);
 }
 
+/* Connected within this machine, or listening there only. */
+static __always_inline bool is_local_vsock(struct sock *sk)
+{
+	struct vsock_sock___module *vsock = (struct vsock_sock___module *)sk;
+	u32 our_cid, their_cid;
+
+	if (!bpf_core_type_exists(struct vsock_sock___module))
+		return false;
+	our_cid = BPF_CORE_READ(vsock, local_addr.svm_cid);
+	their_cid = BPF_CORE_READ(vsock, remote_addr.svm_cid);
+	return our_cid == VMADDR_CID_LOCAL || their_cid == VMADDR_CID_LOCAL || our_cid == their_cid;
+}
+
 /* A socket is read or written. */
 static __always_inline void use_socket(struct task_struct *task, struct sock *sk,
 				       struct msghdr *msg, u8 direction)

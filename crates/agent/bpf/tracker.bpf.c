@@ -28,7 +28,7 @@ static __always_inline void use_any_file(struct file *file, struct inode *inode,
 	struct sock *sk;
 
 	if ((inode->i_mode & S_IFMT) != S_IFSOCK) {
-		use_file(current_task(), file, direction);
+		use_file(current_task(), file, direction, false);
 		return;
 	}
 	/* sendfile to a socket reaches no socket hook before kernel 6.5. */
@@ -58,23 +58,25 @@ SEC("lsm/mmap_file")
 int BPF_PROG(mmap_file, struct file *file, unsigned long requested, unsigned long prot,
 	     unsigned long flags)
 {
-	u8 direction = READS;
 	u32 type = flags & MAP_TYPE;
+	bool shared = type == MAP_SHARED || type == MAP_SHARED_VALIDATE;
+	u8 direction = READS;
 
 	if (!file)
 		return 0;
-	if (type == MAP_SHARED || type == MAP_SHARED_VALIDATE)
-		/* What may be written later (mprotect) counts as written. */
-		if ((prot & PROT_WRITE) || (file->f_mode & FMODE_WRITE))
-			direction |= WRITES;
-	use_file(current_task(), file, direction);
+	/* What may be written later (mprotect) counts as written. */
+	if (shared && ((prot & PROT_WRITE) || (file->f_mode & FMODE_WRITE)))
+		direction |= WRITES;
+	/* Programs and their libraries are mapped privately: if somebody writes one later, the
+	 * mappings are looked at when the agent is asked. */
+	use_file(current_task(), file, direction, shared);
 	return 0;
 }
 
 SEC("lsm/file_lock")
 int BPF_PROG(file_lock, struct file *file)
 {
-	use_file(current_task(), file, READS | WRITES);
+	use_file(current_task(), file, READS | WRITES, true);
 	return 0;
 }
 
@@ -86,7 +88,7 @@ static __always_inline void use_inode(struct task_struct *task, struct inode *in
 		.b = BPF_CORE_READ(inode, i_ino),
 	};
 
-	use(task, &object, direction);
+	use(task, &object, direction, false);
 }
 
 /* Before 6.2. */
@@ -101,7 +103,7 @@ int BPF_PROG(path_truncate, struct path *path)
 SEC("lsm/file_truncate")
 int BPF_PROG(file_truncate, struct file *file)
 {
-	use_file(current_task(), file, WRITES);
+	use_file(current_task(), file, WRITES, false);
 	return 0;
 }
 
@@ -118,8 +120,8 @@ int BPF_PROG(do_splice, struct file *in, long long *in_offset, struct file *out)
 SEC("fentry/do_tee")
 int BPF_PROG(do_tee, struct file *in, struct file *out)
 {
-	use_file(current_task(), in, READS);
-	use_file(current_task(), out, WRITES);
+	use_file(current_task(), in, READS, false);
+	use_file(current_task(), out, WRITES, false);
 	return 0;
 }
 
@@ -493,9 +495,10 @@ static __always_inline void put_socket(struct seq_file *out, struct task_struct 
 		return;
 	}
 	if (family != AF_INET && family != AF_INET6) {
-		if (family != AF_NETLINK && family != AF_ALG)
-			put_contact(out, task, family == AF_VSOCK ? INTERFACE_VSOCK : INTERFACE_OTHER_SOCKET,
-				    family, NULL);
+		if (family == AF_VSOCK && !is_local_vsock(sk))
+			put_contact(out, task, INTERFACE_VSOCK, 0, NULL);
+		else if (family != AF_VSOCK && family != AF_NETLINK && family != AF_ALG)
+			put_contact(out, task, INTERFACE_OTHER_SOCKET, family, NULL);
 		return;
 	}
 	ends_of(sk, &local, &remote);

@@ -97,3 +97,7 @@ struct task_record {
 	u64 tracer_start;
 	char comm[16];
 };
+
+_Static_assert(sizeof(struct edge_key) == 32, "as src/tracker/records.rs reads it");
+_Static_assert(sizeof(struct edge) == 80, "as src/tracker/records.rs reads it");
+_Static_assert(sizeof(struct task_record) == 48, "as src/tracker/records.rs reads it");

@@ -8,30 +8,41 @@ use guest_proto::shortened;
 const COMMAND_MAX: usize = 120;
 const CGROUP_MAX: usize = 200;
 
-/// What there is to know about a process besides what it does.
+/// What rules look at.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Place {
+    pub(crate) exe: String,
+    pub(crate) cgroup: String,
+}
+
+/// What people want to see besides.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Info {
-    pub(crate) exe: String,
     pub(crate) command: String,
-    pub(crate) cgroup: String,
     pub(crate) anonymous_kib: u64,
 }
 
-/// Reads what is there; a process that has just ended leaves gaps.
-pub(crate) fn info(id: ProcessId) -> Info {
-    let file = |name: &str| fs::read(format!("/proc/{}/{name}", id.pid)).unwrap_or_default();
+/// Where a process belongs; one that has just ended leaves gaps.
+pub(crate) fn place(id: ProcessId) -> Place {
     let exe = fs::read_link(format!("/proc/{}/exe", id.pid)).unwrap_or_default();
-    let command = String::from_utf8_lossy(&file("cmdline")).replace('\0', " ");
-    let status = String::from_utf8_lossy(&file("status")).into_owned();
-    Info {
+    Place {
         exe: exe.to_string_lossy().into_owned(),
-        command: shortened(command.trim_end(), COMMAND_MAX),
-        cgroup: shortened(
-            cgroup(&String::from_utf8_lossy(&file("cgroup"))),
-            CGROUP_MAX,
-        ),
-        anonymous_kib: field(&status, "RssAnon:"),
+        cgroup: shortened(cgroup(&text(id, "cgroup")), CGROUP_MAX),
     }
+}
+
+/// What it was started as, and its memory.
+pub(crate) fn info(id: ProcessId) -> Info {
+    let command = text(id, "cmdline").replace('\0', " ");
+    Info {
+        command: shortened(command.trim_end(), COMMAND_MAX),
+        anonymous_kib: field(&text(id, "status"), "RssAnon:"),
+    }
+}
+
+fn text(id: ProcessId, name: &str) -> String {
+    let bytes = fs::read(format!("/proc/{}/{name}", id.pid)).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// CPU time that a process has used, in ticks.

@@ -27,8 +27,8 @@ pub(crate) struct Window {
     began: Instant,
     graph: Graph,
     policy: Policy,
-    /// The rule that decides on a process.
-    ruled: HashMap<ProcessId, String>,
+    /// Where a process belongs, and the rule that decides on it.
+    places: HashMap<ProcessId, (String, Option<String>)>,
 }
 
 impl Window {
@@ -42,7 +42,7 @@ impl Window {
             began: Instant::now(),
             graph: Graph::new(LIMITS),
             policy,
-            ruled: HashMap::new(),
+            places: HashMap::new(),
         }
     }
 
@@ -109,8 +109,9 @@ impl Window {
     fn record(&self, task: &Task, names: &mut names::Names) -> ProcessRecord {
         let info = processes::info(task.id);
         let class = self.graph.class(task.id).unwrap_or(Class::Independent);
-        let reason = match (class, self.ruled.get(&task.id)) {
-            (Class::Sink | Class::MayPause, Some(rule)) => Reason::Rule(rule.clone()),
+        let (cgroup, rule) = self.places.get(&task.id).cloned().unwrap_or_default();
+        let reason = match (class, rule) {
+            (Class::Sink | Class::MayPause, Some(rule)) => Reason::Rule(rule),
             _ => match self.graph.why(task.id) {
                 None => Reason::None,
                 Some(Err(source)) => Reason::Source(source),
@@ -126,7 +127,7 @@ impl Window {
             parent: task.parent,
             name: task.name.clone(),
             command: info.command,
-            cgroup: info.cgroup,
+            cgroup,
             class,
             reason,
             anonymous_kib: info.anonymous_kib,
@@ -135,24 +136,19 @@ impl Window {
 
     /// What the rules say of a process. It may have become another program since the last time.
     pub(crate) fn judge(&mut self, task: &Task) {
-        let info = processes::info(task.id);
+        let place = processes::place(task.id);
         let traits = Traits {
             pid: task.id.pid,
             name: &task.name,
-            exe: &info.exe,
-            cgroup: &info.cgroup,
+            exe: &place.exe,
+            cgroup: &place.cgroup,
         };
         self.graph.process(task.id);
-        match self.policy.of(&traits) {
-            Some(rule) => {
-                self.graph.mark(task.id, Some(policy::mark(rule.treatment)));
-                self.ruled.insert(task.id, rule.to_string());
-            }
-            None => {
-                self.graph.mark(task.id, None);
-                self.ruled.remove(&task.id);
-            }
-        }
+        let rule = self.policy.of(&traits);
+        let mark = rule.map(|rule| policy::mark(rule.treatment));
+        let rule = rule.map(ToString::to_string);
+        self.graph.mark(task.id, mark);
+        self.places.insert(task.id, (place.cgroup, rule));
     }
 
     fn edge(&mut self, edge: &Edge) {

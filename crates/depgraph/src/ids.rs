@@ -75,10 +75,10 @@ impl Direction {
 pub enum Relation {
     /// Made it.
     Forked,
-    /// Sent it a signal.
-    Signalled,
     /// Traces it, or reads or writes its memory.
     Traced,
+    /// Sent it a signal.
+    Signalled,
     /// Woke it up from a sleep that a signal could have ended: whatever the exchange was, there
     /// was one.
     Woke,

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use depgraph::{Direction, Interface, ObjectId, ObjectKind, ProcessId, Relation};
 
 pub(crate) const KEY: usize = 32;
-pub(crate) const EDGE: usize = KEY + 56;
-pub(crate) const TASK: usize = 56;
+pub(crate) const EDGE: usize = KEY + 48;
+pub(crate) const TASK: usize = 48;
 
 /// Something a process was seen to do, or a fact that stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
