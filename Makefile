@@ -53,6 +53,7 @@ test-slow: setup-debian ## The whole matrices, and a minute of fuzzing each
 bench: setup ## Stream throughput, and whole migrations beside stock QEMU's
 	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests
 	target/release/unmoor-bench
+	target/release/unmoor-bench-agent
 
 fuzz: tools ## Coverage-guided fuzzing of every parser, FUZZ_SECONDS each
 	fuzz/run.sh $(FUZZ_SECONDS)

@@ -34,6 +34,7 @@ install -m 755 "$loader" "$image/lib64/ld-linux-x86-64.so.2"
 add_program redis-check-rdb # what redis-server is a link to
 ln -sf redis-check-rdb "$image/usr/bin/redis-server"
 add_program redis-cli
+add_program redis-benchmark
 
 add_modules "$image" virtio_pci virtio_console virtio_net virtio_rng virtio_balloon \
   vsock_loopback

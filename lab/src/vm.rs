@@ -123,6 +123,9 @@ pub struct VmOptions {
     pub network: bool,
     /// Runs unmoor's agent. (The Debian guest always does.)
     pub agent: bool,
+    /// Time in the guest is the number of instructions that it has executed: figures are exact,
+    /// and it runs on one processor of the host.
+    pub counts_instructions: bool,
     /// Further words on the kernel's command line.
     pub kernel_words: String,
     /// Further arguments.
@@ -141,6 +144,7 @@ impl Default for VmOptions {
             paused: false,
             network: true,
             agent: false,
+            counts_instructions: false,
             kernel_words: String::new(),
             extra: Vec::new(),
         }
@@ -360,6 +364,7 @@ fn command(lab: &Lab, host: Host, options: &VmOptions, folder: &Path) -> Command
     }
     let at = |name: &str| folder.join(name).display().to_string();
     let (accelerator, cpu) = match accelerator() {
+        _ if options.counts_instructions => ("tcg,thread=single", "max"),
         "kvm" => ("kvm", "host"),
         _ => ("tcg,thread=multi", "max"),
     };
@@ -419,6 +424,9 @@ fn command(lab: &Lab, host: Host, options: &VmOptions, folder: &Path) -> Command
             "-device",
             "virtio-blk-pci,drive=root",
         ]);
+    }
+    if options.counts_instructions {
+        command.args(["-icount", "shift=0"]);
     }
     if options.incoming {
         command.args(["-incoming", "defer"]);

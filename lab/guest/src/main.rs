@@ -9,10 +9,12 @@
 //! lab-guest mechanisms FOLDER OUTSIDE
 //!                                 exercises every way in which processes influence one another
 //! lab-guest mechanisms --list     tells what there is, as data
+//! lab-guest load NAME COUNT       does an operation so often, prints the nanoseconds of one
 //! ```
 
 mod control;
 mod echo;
+mod load;
 mod mechanisms;
 mod writer;
 
@@ -26,11 +28,13 @@ fn main() -> ExitCode {
         ["echo", port] => echo::run(port),
         ["writer", mib, rate, mode] => writer::run(mib, rate, mode),
         ["writer-ctl", command] => writer::ask(command),
+        ["load", name, count] => load::run(name, count),
+        ["load-echo"] => load::give_back(),
         ["mechanisms", "--list"] => mechanisms::list(),
         ["mechanisms", folder, outside] => mechanisms::run(folder, outside),
         // What a process of `mechanisms` replaces itself with.
         ["mechanisms-exec", done, name] => mechanisms::replaced(done, name),
-        _ => Err("usage: lab-guest control|echo|mechanisms|writer|writer-ctl ...".into()),
+        _ => Err("usage: lab-guest control|echo|load|mechanisms|writer|writer-ctl ...".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
