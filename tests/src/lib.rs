@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use guest_proto::Welcome;
 use lab::relay::Unmoor;
 use lab::{Host, Lab, LabOptions, Vm, VmOptions};
 use serde_json::Value;
+use unmoor::agent::Client;
 
 /// Longest wait for a whole migration in the lab.
 pub const MIGRATION_LIMIT: Duration = Duration::from_secs(120);
@@ -107,6 +109,18 @@ pub fn await_writing(vm: &mut Vm) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Connects to the agent in the guest once it has loaded its probes.
+pub fn connect_agent(vm: &Vm) -> Result<(Client, Welcome)> {
+    let deadline = Instant::now() + SHORT;
+    loop {
+        match Client::connect(&vm.agent_path()) {
+            Ok(connected) => return Ok(connected),
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => {}
+        }
+    }
 }
 
 /// What either half of the relay may use: 64 MiB and 48 bytes for each guest page.

@@ -16,7 +16,8 @@ use depgraph::{Class, Direction, Interface, ObjectKind, Relation, Source, Via};
 use guest_proto::{ProcessRecord, Reason, Tier};
 use lab::{CLIENT, Host, Lab, LabOptions, Vm, VmOptions};
 use serde_json::json;
-use unmoor::agent::{Client, Report, Words};
+use unmoor::agent::{Report, Words};
+use unmoor_tests::connect_agent;
 
 /// Longest wait for the mechanisms: they are some 270 processes under emulation.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -66,7 +67,7 @@ fn run(vm: &mut Vm) -> Result<(Report, Vec<String>)> {
         "setsid lab-guest mechanisms {FOLDER} {outside} >/dev/null 2>&1 </dev/null &"
     ))?;
     wait_for(vm, "ready", &format!("test -e {FOLDER}/ready"))?;
-    let (mut client, welcome) = Client::connect(&vm.agent_path())?;
+    let (mut client, welcome) = connect_agent(vm)?;
     ensure!(welcome.tier == Tier::Probes, "{welcome:?}");
     let armed = client.arm(Vec::new())?;
     println!("{welcome:?} {armed:?}");

@@ -12,7 +12,7 @@ struct file_key {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 32768);
+	__uint(max_entries, 65536);
 	__type(key, struct file_key);
 	__type(value, u8);
 } written SEC(".maps");
@@ -147,6 +147,8 @@ static __always_inline void use_file(struct task_struct *task, struct file *file
 	struct object object;
 	u64 signature;
 
+	if (type == S_IFCHR && (inode->i_rdev >> MINORBITS) == MEM_MAJOR)
+		return; /* null, zero, random */
 	signature = mix(identity(task), inode->i_ino + ((u64)inode->i_sb->s_dev << 34) + ((u64)direction << 62) +
 						((u64)lasting << 61));
 	signature = mix(signature, ((u64)inode->i_generation << 32) + writes[bucket_of(inode->i_ino)]);

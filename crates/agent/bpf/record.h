@@ -1,8 +1,9 @@
 /* Recording an edge once: what makes a busy pipe cost one event.
  *
  *   seen[]   a table of signatures: what a thread has just done it did before. No helper call.
- *   edges    the truth: every (process, object, direction) since t0, once
- *   wakeups  a ring that wakes the agent; what does not fit it is in the map all the same
+ *   edges    the truth: every (process, object, direction) that is new
+ *   wakeups  a ring with the same for the agent; what does not fit it is in the map all the same.
+ *            The agent empties the map before it fills: an edge seen again then is recorded again
  */
 #pragma once
 #include "kernel.h"
@@ -19,6 +20,8 @@ u64 seen[SEEN];
 /* Counts the files of a bucket that began to be written: see objects.h. */
 #define WRITE_BUCKETS 4096
 u32 writes[WRITE_BUCKETS];
+/* Edges put into the table since the agent has last emptied it. */
+u64 recorded = 0;
 u64 table_full = 0;
 u64 ring_full = 0;
 
@@ -29,9 +32,12 @@ struct {
 	__type(value, struct edge_value);
 } edges SEC(".maps");
 
+#define RING (1 << 18)
+#define WAKEUP_AT (RING / 4)
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 18);
+	__uint(max_entries, RING);
 } wakeups SEC(".maps");
 
 static __always_inline u64 mix(u64 one, u64 other)
@@ -102,6 +108,7 @@ static __noinline bool record(struct edge_key *key, struct edge_value *value)
 		__sync_fetch_and_add(&table_full, 1);
 		return false;
 	}
+	__sync_fetch_and_add(&recorded, 1);
 	wakeup = bpf_ringbuf_reserve(&wakeups, sizeof(*wakeup), 0);
 	if (!wakeup) {
 		__sync_fetch_and_add(&ring_full, 1);
@@ -109,7 +116,11 @@ static __noinline bool record(struct edge_key *key, struct edge_value *value)
 	}
 	__builtin_memcpy(&wakeup->key, key, sizeof(*key));
 	__builtin_memcpy(&wakeup->value, value, sizeof(*value));
-	bpf_ringbuf_submit(wakeup, 0);
+	/* The agent looks now and then by itself: waking it for every edge would cost more than the
+	 * edge. */
+	bpf_ringbuf_submit(wakeup, bpf_ringbuf_query(&wakeups, BPF_RB_AVAIL_DATA) > WAKEUP_AT ?
+					   BPF_RB_FORCE_WAKEUP :
+					   BPF_RB_NO_WAKEUP);
 	return true;
 }
 

@@ -21,6 +21,9 @@ use crate::window::Window;
 /// Time between two looks at a port that nobody holds at the other end: the kernel reports its
 /// end at once, and offers no event for somebody's arrival.
 const NOBODY_THERE: Duration = Duration::from_millis(50);
+/// Time between two looks at what the probes have seen. They wake the agent only when their ring
+/// fills up.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A window that no host has asked about for so long is closed: it costs the guest's programs.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(120);
 /// Records in one message: at their longest they fit a frame.
@@ -88,7 +91,7 @@ impl Agent {
         if let Some(ring) = ring {
             fds.push(PollFd::from_borrowed_fd(ring, PollFlags::IN));
         }
-        let limit = timespec(FORGOTTEN_AFTER);
+        let limit = timespec(LOOK_EVERY);
         match poll(&mut fds, self.window.as_ref().map(|_| &limit)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error).context("waiting for the host"),

@@ -1,13 +1,10 @@
 //! What the agent costs its guest, in guest instructions: with `-icount shift=0` an instruction is
 //! a nanosecond of guest time, so the figures do not depend on this machine.
 
-use std::thread::sleep;
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, ensure};
 use lab::{Host, Lab, LabOptions, Vm, VmOptions, results};
 use serde_json::{Map, Value, json};
-use unmoor::agent::Client;
+use unmoor_tests::connect_agent;
 
 /// Loads, and how many operations make a figure.
 const LOADS: [(&str, u32); 9] = [
@@ -19,10 +16,8 @@ const LOADS: [(&str, u32); 9] = [
     ("unix", 3_000),
     ("pipes", 2_000),
     ("spawn", 40),
-    ("redis", 2_000),
+    ("redis", 10_000),
 ];
-/// Longest wait for the agent to have loaded its probes.
-const LOADED_LIMIT: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     let lab = Lab::new(&LabOptions::default())?;
@@ -37,7 +32,7 @@ fn main() -> Result<()> {
     let without = loads(&mut vm)?;
 
     vm.guest("setsid unmoor-agent >/run/agent.log 2>&1 </dev/null &")?;
-    let mut client = connect(&vm)?;
+    let (mut client, _) = connect_agent(&vm)?;
     let idle = loads(&mut vm)?;
     let armed = client.arm(Vec::new())?;
     let following = loads(&mut vm)?;
@@ -92,21 +87,6 @@ fn main() -> Result<()> {
     let path = results::write("bench-agent", &all)?;
     println!("Figures in {}", path.display());
     Ok(())
-}
-
-/// Once the agent has loaded its probes, it answers.
-fn connect(vm: &Vm) -> Result<Client> {
-    let deadline = Instant::now() + LOADED_LIMIT;
-    loop {
-        match Client::connect(&vm.agent_path()) {
-            Ok((client, _)) => return Ok(client),
-            Err(error) => ensure!(
-                Instant::now() < deadline,
-                "the agent does not answer: {error}"
-            ),
-        }
-        sleep(Duration::from_millis(200));
-    }
 }
 
 fn loads(vm: &mut Vm) -> Result<Vec<f64>> {

@@ -42,6 +42,8 @@ mod skeleton {
 
 /// Entries read from a map at a time.
 const BATCH: u32 = 1024;
+/// Edges in the kernel's table at which it is emptied: it holds twice as many.
+const EMPTY_AT: u64 = 32 * 1024;
 
 /// The probes.
 pub(crate) struct Tracker {
@@ -53,6 +55,17 @@ pub(crate) struct Tracker {
     /// Ids of the probes, and how often each was skipped before the window.
     skipped_before: Vec<(u32, u64)>,
     ring_full_before: u64,
+}
+
+/// What the probes count.
+#[derive(Debug, Default, Clone, Copy)]
+struct Counters {
+    /// Edges put into the table since it was emptied.
+    recorded: u64,
+    /// Edges that found no room in it.
+    table_full: u64,
+    /// Edges that found no room in the ring.
+    ring_full: u64,
 }
 
 /// What stands.
@@ -140,7 +153,7 @@ impl Tracker {
             }
         }
         self.skipped_before = self.skipped();
-        self.ring_full_before = self.counters().1;
+        self.ring_full_before = self.counters().ring_full;
         Ok(u16::try_from(self.links.len()).unwrap_or(u16::MAX))
     }
 
@@ -158,17 +171,20 @@ impl Tracker {
         }
         if let Some(variables) = self.skeleton.maps.bss_data.as_deref_mut() {
             variables.table_full = 0;
+            variables.recorded = 0;
         }
     }
 
-    /// Edges that are new. All of them if some did not fit the ring.
+    /// Edges that are new. All of them if some did not fit the ring, or if the table must be
+    /// emptied.
     pub(crate) fn new_edges(&mut self) -> Result<Vec<Edge>> {
         self.ring.poll(Duration::ZERO)?;
         let mut edges = self.arrived.take();
-        let ring_full = self.counters().1;
-        if ring_full != self.ring_full_before {
-            self.ring_full_before = ring_full;
-            edges = self.all_edges()?;
+        let counters = self.counters();
+        let must_empty = counters.recorded >= EMPTY_AT;
+        if must_empty || counters.ring_full != self.ring_full_before {
+            self.ring_full_before = counters.ring_full;
+            edges = self.all_edges(must_empty)?;
         }
         Ok(edges)
     }
@@ -198,7 +214,7 @@ impl Tracker {
             })
             .sum();
         Losses {
-            table_full: self.counters().0,
+            table_full: self.counters().table_full,
             probes_skipped,
         }
     }
@@ -230,9 +246,16 @@ impl Tracker {
         Ok(())
     }
 
-    fn all_edges(&self) -> Result<Vec<Edge>> {
+    fn all_edges(&mut self, empty: bool) -> Result<Vec<Edge>> {
+        if let (true, Some(variables)) = (empty, self.skeleton.maps.bss_data.as_deref_mut()) {
+            // What is recorded meanwhile is counted, whether it is taken now or not.
+            variables.recorded = 0;
+        }
         let map = &self.skeleton.maps.edges;
-        let entries = map.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY)?;
+        let entries = match empty {
+            true => map.lookup_and_delete_batch(BATCH, MapFlags::ANY, MapFlags::ANY)?,
+            false => map.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY)?,
+        };
         Ok(entries
             .map(|(key, value)| {
                 debug_assert_eq!((key.len(), key.len() + value.len()), (KEY, EDGE));
@@ -241,10 +264,13 @@ impl Tracker {
             .collect())
     }
 
-    /// Edges that found no room in the table, and in the ring.
-    fn counters(&self) -> (u64, u64) {
+    fn counters(&self) -> Counters {
         let variables = self.skeleton.maps.bss_data.as_deref();
-        variables.map_or((0, 0), |bss| (bss.table_full, bss.ring_full))
+        variables.map_or(Counters::default(), |bss| Counters {
+            recorded: bss.recorded,
+            table_full: bss.table_full,
+            ring_full: bss.ring_full,
+        })
     }
 
     /// How often each probe was skipped because it was running already.

@@ -12,6 +12,8 @@ use thiserror::Error;
 
 /// Longest wait for an answer: probes are attached meanwhile, under emulation too.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Longest wait for the agent to greet. (It loads its probes when it starts, before it answers.)
+const GREETING_LIMIT: Duration = Duration::from_secs(5);
 /// Processes that a host takes in: more than a guest of sensible size has.
 const PROCESSES_MAX: usize = 200_000;
 
@@ -116,7 +118,11 @@ impl Client {
     }
 
     fn ask(&mut self, request: Request) -> Result<Answer, AgentError> {
-        let deadline = Instant::now() + ANSWER_LIMIT;
+        let limit = match request {
+            Request::Hello { .. } => GREETING_LIMIT,
+            _ => ANSWER_LIMIT,
+        };
+        let deadline = Instant::now() + limit;
         let mut bytes = Vec::new();
         self.host
             .ask(request, &mut bytes)

@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags};
 use serde_json::{Value, json};
 
 use super::client::{AgentError, Client, Report};
-use super::words::Words;
+use super::words::{Words, printable};
 use super::{dot, table};
 use crate::args::ExplainArgs;
 use crate::exit::Exit;
@@ -31,13 +31,15 @@ fn explain(args: &ExplainArgs) -> Result<Exit, AgentError> {
     let (mut client, welcome) = Client::connect(&args.agent)?;
     if let Tier::StandingFactsOnly { reason } = &welcome.tier {
         eprintln!(
-            "unmoor: the guest's kernel cannot be probed ({reason}): whoever is active is taken to be dependent"
+            "unmoor: the guest's kernel cannot be probed ({}): whoever is active is taken to be \
+             dependent",
+            printable(reason)
         );
     }
     let armed = client.arm(args.rule.clone())?;
     eprintln!(
         "following {} for {}",
-        welcome.kernel,
+        printable(&welcome.kernel),
         humantime::format_duration(args.window)
     );
     // Events come to the agent meanwhile; a signal ends the window early.

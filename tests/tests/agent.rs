@@ -1,0 +1,319 @@
+//! The agent in a real guest, and what the host makes of agents that are not what they should be.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use depgraph::{Class, Source};
+use guest_proto::{
+    Answer, Armed, Capabilities, Decoder, ProcessRecord, Reason, Request, Tier, ToAgent, ToHost,
+    Welcome, encode,
+};
+use lab::client::Running;
+use lab::{Host, Lab, LabOptions, Vm, VmOptions, program, results};
+use serde_json::{Value, json};
+use unmoor::agent::Report;
+use unmoor_tests::{connect_agent, start_writer};
+
+fn guest(lab: &Lab, agent: bool) -> Result<Vm> {
+    let options = VmOptions {
+        agent,
+        ..VmOptions::default()
+    };
+    let mut vm = Vm::start(lab, Host::A, &options)?;
+    vm.wait_booted()?;
+    Ok(vm)
+}
+
+fn explain(agent: &Path, more: &[&str]) -> Result<Output> {
+    let mut command = Command::new(program("unmoor"));
+    command.arg("explain").arg("--agent").arg(agent).args(more);
+    Ok(command.output()?)
+}
+
+fn named<'a>(report: &'a Report, name: &str) -> Result<&'a ProcessRecord> {
+    let found = report.processes.iter().find(|record| record.name == name);
+    found.with_context(|| format!("no process {name}"))
+}
+
+#[test]
+fn explain_tells_who_depends_on_the_outside_and_why() -> Result<()> {
+    let lab = Lab::new(&LabOptions::default())?;
+    let mut vm = guest(&lab, true)?;
+    start_writer(&mut vm, 64, 20, "full")?;
+    let client = Running::redis(&lab, 100)?;
+    drop(connect_agent(&vm)?);
+
+    let output = explain(&vm.agent_path(), &["--window", "2s", "--json"])?;
+    ensure!(output.status.success(), "{output:?}");
+    let told: Value = serde_json::from_slice(&output.stdout)?;
+    let process = |name: &str| {
+        let mut all = told["processes"].as_array().into_iter().flatten();
+        all.find(|process| process["name"] == name)
+            .cloned()
+            .context(name.to_owned())
+    };
+    let redis = process("redis-server")?;
+    assert_eq!(redis["class"], "direct", "{redis}");
+    let why = redis["why"][0].as_str().unwrap_or("");
+    assert!(why.contains("TCP") && why.contains("10.77.0."), "{why}");
+    let is_writer = |process: &Value| {
+        let command = process["command"].as_str();
+        command.is_some_and(|command| command.contains("writer 64"))
+            && process["class"] == "independent"
+            && process["anonymous_kib"].as_u64() > Some(64 << 10)
+    };
+    let mut all = told["processes"].as_array().into_iter().flatten();
+    assert!(all.any(is_writer), "{told}");
+    assert_eq!(told["lost_events"], 0);
+
+    // As people see it.
+    let output = explain(&vm.agent_path(), &["--window", "1s"])?;
+    let table = String::from_utf8(output.stdout)?;
+    assert!(
+        table.contains("redis-server") && table.contains("may pause, with"),
+        "{table}"
+    );
+    let rules = [
+        "--window",
+        "1s",
+        "--dot",
+        "--rule",
+        "always-live name:redis-server",
+    ];
+    let output = explain(&vm.agent_path(), &rules)?;
+    let dot = String::from_utf8(output.stdout)?;
+    assert!(
+        dot.starts_with("digraph") && dot.contains("marked always-live"),
+        "{dot}"
+    );
+    client.finish::<Value>()?;
+    results::record("explain", &told)
+}
+
+#[test]
+fn rules_of_the_guest_and_of_the_host_decide() -> Result<()> {
+    let lab = Lab::new(&LabOptions::default())?;
+    let mut vm = guest(&lab, true)?;
+    start_writer(&mut vm, 16, 1, "full")?;
+    let (mut client, _) = connect_agent(&vm)?;
+    vm.guest(
+        "mkdir -p /etc/unmoor/agent.d; echo 'may-pause exe:*redis*' >/etc/unmoor/agent.d/50.conf; \
+         echo nonsense >/etc/unmoor/agent.d/60.conf",
+    )?;
+    client.arm(Vec::new())?;
+    let report = client.report()?;
+    let redis = named(&report, "redis-server")?;
+    assert_eq!(redis.class, Class::MayPause);
+    assert_eq!(redis.reason, Reason::Rule("may-pause exe:*redis*".into()));
+    assert!(vm.guest("cat /run/agent.log")?.contains("60.conf:1: "));
+
+    client.arm(vec!["always-live exe:*redis*".parse()?])?;
+    let report = client.report()?;
+    let redis = named(&report, "redis-server")?;
+    assert_eq!(redis.reason, Reason::Source(Source::AlwaysLive));
+    Ok(())
+}
+
+/// A process that uses more objects than anybody keeps count of is dependent itself; nobody else
+/// is, and no event is lost.
+#[test]
+fn a_process_that_uses_countless_objects_concerns_nobody_else() -> Result<()> {
+    let lab = Lab::new(&LabOptions::default())?;
+    let mut vm = guest(&lab, true)?;
+    start_writer(&mut vm, 16, 1, "full")?;
+    let (mut client, _) = connect_agent(&vm)?;
+    vm.guest("(sleep 3; exec lab-guest load pipes 70000) >/run/load 2>&1 </dev/null &")?;
+    client.arm(Vec::new())?;
+    vm.guest("until grep -q . /run/load; do usleep 100000; done; cat /run/load")?;
+    let report = client.report()?;
+    assert_eq!(report.summary.doubt, None, "{:?}", report.summary);
+    assert_eq!(report.summary.losses.table_full, 0);
+    let writer = report
+        .processes
+        .iter()
+        .find(|record| record.command.contains("writer 16"))
+        .context("no writer")?;
+    assert_eq!(writer.class, Class::Independent, "{:?}", writer.reason);
+    results::record(
+        "countless_objects",
+        &json!({"objects": report.summary.objects, "edges": report.summary.edges}),
+    )
+}
+
+/// A host that broke off in the middle of a message leaves nothing behind that its successor
+/// would stumble over.
+#[test]
+fn the_agent_understands_the_host_that_comes_after_one_that_broke_off() -> Result<()> {
+    let lab = Lab::new(&LabOptions::default())?;
+    let vm = guest(&lab, true)?;
+    drop(connect_agent(&vm)?);
+    let mut message = Vec::new();
+    let request = ToAgent {
+        session: 1,
+        id: 1,
+        request: Request::Arm { rules: Vec::new() },
+    };
+    encode(&request, &mut message)?;
+    for cut in [1, message.len() / 2, message.len() - 1] {
+        let mut broken = UnixStream::connect(vm.agent_path())?;
+        broken.write_all(&message[..cut])?;
+        drop(broken);
+        let (mut client, _) = connect_agent(&vm)?;
+        client.arm(Vec::new())?;
+        ensure!(!client.report()?.processes.is_empty());
+        client.disarm()?;
+        ensure!(client.report().is_err(), "a report without a window");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_guest_without_an_agent_is_told_plainly() -> Result<()> {
+    let lab = Lab::new(&LabOptions::default())?;
+    let vm = guest(&lab, false)?;
+    let output = explain(&vm.agent_path(), &[])?;
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8(output.stderr)?;
+    assert!(told.contains("unmoor-agent runs in the guest"), "{told}");
+    let output = explain(Path::new("/nonexistent"), &[])?;
+    let told = String::from_utf8(output.stderr)?;
+    assert!(told.contains("/nonexistent"), "{told}");
+    Ok(())
+}
+
+/// In place of QEMU and a guest: answers each request with what `answer` makes of it.
+fn hostile(
+    answer: impl Fn(&ToAgent) -> Vec<u8> + Send + 'static,
+) -> Result<(tempfile::TempDir, thread::JoinHandle<()>)> {
+    let folder = tempfile::tempdir()?;
+    let listener = UnixListener::bind(folder.path().join("agent"))?;
+    let agent = thread::spawn(move || {
+        let Ok((mut stream, _)) = listener.accept() else {
+            return;
+        };
+        let mut decoder = Decoder::new();
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            decoder.push(&buffer[..count]);
+            while let Some(request) = decoder.take::<ToAgent>() {
+                // The host may give up in the middle.
+                if stream.write_all(&answer(&request)).is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    Ok((folder, agent))
+}
+
+fn message(to: &ToAgent, last: bool, answer: Answer) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let message = ToHost {
+        session: to.session,
+        id: to.id,
+        last,
+        answer,
+    };
+    // One that does not fit is not sent: the test fails for want of an answer.
+    let _ = encode(&message, &mut bytes);
+    bytes
+}
+
+fn polite(to: &ToAgent) -> Vec<u8> {
+    let answer = match to.request {
+        Request::Hello { .. } => Answer::Welcome(Welcome {
+            version: 1,
+            software: "hostile".into(),
+            kernel: "\u{1b}[2J".into(),
+            tier: Tier::Probes,
+            capabilities: Capabilities::default(),
+        }),
+        Request::Arm { .. } => Answer::Armed(Armed {
+            attach_us: u64::MAX,
+            snapshot_us: u64::MAX,
+            probes: 0,
+            missing: Vec::new(),
+        }),
+        _ => Answer::Disarmed,
+    };
+    message(to, true, answer)
+}
+
+/// Ends with an error that has these words, and without having grown.
+fn refused(answer: impl Fn(&ToAgent) -> Vec<u8> + Send + 'static, words: &str) -> Result<()> {
+    let (folder, agent) = hostile(answer)?;
+    let path = folder.path().join("agent");
+    // The limit makes a host that keeps what it is sent fail.
+    let command = format!(
+        "ulimit -v 400000; exec {} explain --window 10ms --agent {}",
+        program("unmoor").display(),
+        path.display()
+    );
+    let output = Command::new("sh").args(["-c", &command]).output()?;
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains(words), "{told}");
+    agent.join().ok().context("the agent panicked")
+}
+
+#[test]
+fn a_hostile_agent_costs_the_host_little() -> Result<()> {
+    refused(
+        |_| b"\0login: \0".repeat(20_000),
+        "not the agent's protocol",
+    )?;
+    refused(|_| vec![1; 64 << 20], "no agent answers")?;
+    refused(
+        |to| match to.request {
+            Request::Report => message(to, false, Answer::Processes(Vec::new())).repeat(20_000),
+            _ => polite(to),
+        },
+        "no end",
+    )?;
+    refused(polite, "not asked")?;
+    // Records that contradict each other, with texts that play tricks.
+    let circle = |to: &ToAgent| {
+        let record = |pid: u32, toward: u32| ProcessRecord {
+            id: depgraph::ProcessId { pid, start: 0 },
+            parent: pid,
+            name: "\u{1b}[31m".into(),
+            command: String::new(),
+            cgroup: "/".into(),
+            class: Class::Dependent { distance: u32::MAX },
+            reason: Reason::Flow {
+                via: depgraph::Via::Relation {
+                    relation: depgraph::Relation::Woke,
+                    by_us: true,
+                },
+                toward: depgraph::ProcessId {
+                    pid: toward,
+                    start: 0,
+                },
+                object: "\u{7}".into(),
+            },
+            anonymous_kib: u64::MAX,
+        };
+        let records = vec![record(1, 2), record(2, 1), record(2, 3)];
+        let mut bytes = message(to, false, Answer::Processes(records));
+        bytes.extend(message(
+            to,
+            true,
+            Answer::Summary(guest_proto::Summary::default()),
+        ));
+        bytes
+    };
+    let (folder, agent) = hostile(move |to| match to.request {
+        Request::Report => circle(to),
+        _ => polite(to),
+    })?;
+    let output = explain(&folder.path().join("agent"), &["--window", "10ms"])?;
+    assert!(output.status.success(), "{output:?}");
+    assert!(!output.stdout.contains(&0x1b) && !output.stdout.contains(&7));
+    assert!(!output.stderr.contains(&0x1b), "{output:?}");
+    agent.join().ok().context("the agent panicked")?;
+    Ok(())
+}
