@@ -29,7 +29,7 @@ pub use message::{
     Answer, Armed, Capabilities, Failure, Losses, ProcessRecord, Reason, Refusal, Request, Summary,
     Tier, ToAgent, ToHost, Welcome, shortened,
 };
-pub use pages::{PageSet, PageSetError, Run};
+pub use pages::{PageSet, PageSetBuilder, PageSetError, Run};
 pub use rule::{Rule, RuleError, Subject, Traits, Treatment};
 
 /// Name of the virtio-serial port.

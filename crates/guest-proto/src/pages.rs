@@ -33,6 +33,110 @@ pub enum PageSetError {
     },
 }
 
+/// Collects page frames into a set, in bounded memory: frames in rows, as a kernel hands them
+/// out, cost next to nothing, whichever way the rows go.
+#[derive(Debug)]
+pub struct PageSetBuilder {
+    runs: Vec<Run>,
+    limit: usize,
+    dropped: u64,
+}
+
+impl PageSetBuilder {
+    /// Keeps at most `limit` runs, of 16 bytes each.
+    pub fn new(limit: usize) -> Self {
+        PageSetBuilder {
+            runs: Vec::new(),
+            limit: limit.max(4),
+            dropped: 0,
+        }
+    }
+
+    /// Adds a frame.
+    pub fn push(&mut self, frame: u64) {
+        self.push_run(Run {
+            first: frame,
+            count: 1,
+        });
+    }
+
+    /// Adds frames in a row. A run beyond the last number there is, is dropped.
+    pub fn push_run(&mut self, run: Run) {
+        let Some(end) = run.first.checked_add(run.count) else {
+            self.dropped = self.dropped.saturating_add(run.count);
+            return;
+        };
+        if run.count == 0 {
+            return;
+        }
+        if let Some(last) = self.runs.last_mut() {
+            if run.first == last.first + last.count {
+                last.count += run.count;
+                return;
+            }
+            if end == last.first {
+                last.first = run.first;
+                last.count += run.count;
+                return;
+            }
+        }
+        if self.runs.len() >= self.limit && !self.make_room() {
+            self.dropped = self.dropped.saturating_add(run.count);
+            return;
+        }
+        self.runs.push(run);
+    }
+
+    /// Adds all that another has.
+    pub fn absorb(&mut self, other: PageSetBuilder) {
+        self.dropped = self.dropped.saturating_add(other.dropped);
+        for run in other.runs {
+            self.push_run(run);
+        }
+    }
+
+    /// Frames that found no room; the set is without them.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// The set.
+    pub fn build(mut self) -> PageSet {
+        self.merge();
+        let mut end = 0;
+        let runs = self.runs.iter().map(|run| {
+            let gap = run.first - end;
+            end = run.first + run.count;
+            (gap, run.count)
+        });
+        PageSet {
+            runs: runs.collect(),
+        }
+    }
+
+    /// Merges what adjoins. Nothing is taken any more when that does not make much room: it would
+    /// be done again for every run.
+    fn make_room(&mut self) -> bool {
+        if self.dropped > 0 {
+            return false;
+        }
+        self.merge();
+        self.runs.len() <= self.limit - self.limit / 4
+    }
+
+    fn merge(&mut self) {
+        self.runs.sort_unstable_by_key(|run| run.first);
+        self.runs.dedup_by(|next, kept| {
+            let end = kept.first + kept.count;
+            let joins = next.first <= end;
+            if joins {
+                kept.count = end.max(next.first + next.count) - kept.first;
+            }
+            joins
+        });
+    }
+}
+
 impl PageSet {
     /// A set of numbers in any order; sorts them.
     pub fn of(mut frames: Vec<u64>) -> Self {

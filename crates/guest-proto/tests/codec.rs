@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 
 use guest_proto::{
-    ANSWER_FRAMES_MAX, Answer, Decoder, FRAME_MAX, Failure, Host, PageSet, PageSetError,
-    ProtocolError, Refusal, Request, Summary, ToAgent, ToHost, encode, fuzz_entry, shortened,
+    ANSWER_FRAMES_MAX, Answer, Decoder, FRAME_MAX, Failure, Host, PageSet, PageSetBuilder,
+    PageSetError, ProtocolError, Refusal, Request, Run, Summary, ToAgent, ToHost, encode,
+    fuzz_entry, shortened,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -188,4 +189,60 @@ proptest! {
         prop_assert_eq!(set.frames(5000).unwrap(), u64::try_from(frames.len()).unwrap());
         prop_assert_eq!(back, frames);
     }
+}
+
+/// A builder with that much room, fed with the runs.
+fn built(room: usize, runs: &[(u64, u64)]) -> (PageSet, u64) {
+    let mut builder = PageSetBuilder::new(room);
+    for (first, count) in runs {
+        builder.push_run(Run {
+            first: *first,
+            count: *count,
+        });
+    }
+    let dropped = builder.dropped();
+    (builder.build(), dropped)
+}
+
+fn frames_of(runs: &[(u64, u64)]) -> Vec<u64> {
+    let frames = runs.iter().flat_map(|(first, count)| *first..first + count);
+    frames.collect()
+}
+
+proptest! {
+    #[test]
+    fn a_builder_makes_the_same_set(runs in vec((0u64..500, 0u64..9), 0..80)) {
+        let (set, dropped) = built(1000, &runs);
+        prop_assert_eq!(dropped, 0);
+        prop_assert_eq!(&set, &PageSet::of(frames_of(&runs)));
+        let mut one_by_one = PageSetBuilder::new(1000);
+        let mut other = PageSetBuilder::new(1000);
+        for (index, frame) in frames_of(&runs).into_iter().rev().enumerate() {
+            if index % 3 == 0 { other.push(frame) } else { one_by_one.push(frame) }
+        }
+        one_by_one.absorb(other);
+        prop_assert_eq!(one_by_one.build(), set);
+    }
+
+    /// What there is no room for is missing, and counted; nothing is made up.
+    #[test]
+    fn a_full_builder_drops(runs in vec((0u64..100_000, 1u64..9), 0..200)) {
+        let (set, dropped) = built(16, &runs);
+        let all: BTreeSet<u64> = frames_of(&runs).into_iter().collect();
+        prop_assert!(set.runs() <= 16);
+        let mut kept = 0;
+        for run in set.iter(u64::MAX) {
+            let run = run.unwrap();
+            prop_assert!((run.first..run.first + run.count).all(|frame| all.contains(&frame)));
+            kept += run.count;
+        }
+        prop_assert!(kept + dropped >= all.len() as u64);
+    }
+}
+
+#[test]
+fn a_run_beyond_the_last_number_is_dropped() {
+    let (set, dropped) = built(16, &[(u64::MAX - 1, 5), (3, 1)]);
+    assert_eq!(set, PageSet::of(vec![3]));
+    assert_eq!(dropped, 5);
 }
