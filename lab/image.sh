@@ -2,13 +2,13 @@
 # Builds the guest's image, an initramfs: busybox, the kernel's virtio modules, Redis with its
 # libraries, and the lab's own guest programs. The same inputs give the same image.
 set -euo pipefail
-programs=$1
+programs=("$@")
 cd "$(dirname "$0")/.."
 . lab/common.sh
 root=$LAB/guest-root
 
 release=$(guest_release)
-key=$(cat lab/image.sh lab/common.sh lab/init.sh "$programs/lab-guest" "$programs/unmoor-agent" "$root/.unpacked" | sha256sum | cut -c1-16)
+key=$(cat lab/image.sh lab/common.sh lab/init.sh "${programs[@]}" "$root/.unpacked" | sha256sum | cut -c1-16)
 [ "$(cat "$LAB/image.key" 2>/dev/null)" != "$key" ] || exit 0
 say 'building the guest image'
 
@@ -17,7 +17,7 @@ rm -rf "$image"
 mkdir -p "$image"/{bin,dev,etc,lib/modules,lib64,proc,run,sys,tmp,usr/bin,usr/lib,var}
 
 install -m 755 "$root/bin/busybox" "$image/bin/busybox"
-install -m 755 "$programs/lab-guest" "$programs/unmoor-agent" "$image/bin/"
+install -m 755 "${programs[@]}" "$image/bin/"
 install -m 755 lab/init.sh "$image/init"
 
 # Programs and every library that they load, found by the guest's own loader.

@@ -5,6 +5,7 @@
 export PATH=/bin:/usr/bin LD_LIBRARY_PATH=/usr/lib
 mount -t proc proc /proc
 mount -t sysfs sys /sys
+mount -t cgroup2 none /sys/fs/cgroup
 mount -t devtmpfs dev /dev
 mkdir /dev/pts /dev/shm
 mount -t devpts pts /dev/pts

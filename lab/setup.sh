@@ -61,5 +61,5 @@ cargo=${CARGO:-cargo}
 # Static, so that it runs in any guest; with a target of its own, so that the flag does not make
 # cargo build everything else anew.
 RUSTFLAGS='-C target-feature=+crt-static' "$cargo" build -q --release --locked -p lab-guest \
-  -p unmoor-agent --target x86_64-unknown-linux-gnu
-lab/image.sh target/x86_64-unknown-linux-gnu/release
+  -p unmoor-agent -p guest-procs --target x86_64-unknown-linux-gnu
+lab/image.sh target/x86_64-unknown-linux-gnu/release/{lab-guest,unmoor-agent,guest-procs-probe}

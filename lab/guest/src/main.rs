@@ -13,6 +13,7 @@
 //! ```
 
 mod control;
+mod crowd;
 mod echo;
 mod load;
 mod mechanisms;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match args[..] {
         ["control", name] => control::run(name),
+        ["crowd", processes, threads] => crowd::run(processes, threads),
         ["echo", port] => echo::run(port),
         ["writer", mib, rate, mode] => writer::run(mib, rate, mode),
         ["writer-ctl", command] => writer::ask(command),
