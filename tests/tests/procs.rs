@@ -198,6 +198,14 @@ fn freeze_crowd(guest: &mut Guest, group: &str) -> Result<BTreeMap<String, f64>>
         "until [ $(cat /proc/{first}/task/*/children | wc -w) = 100 ]; do usleep 20000; done; \
          usleep 500000"
     ))?;
+    println!(
+        "{}",
+        guest.sh(&format!("guest-procs-probe freeze 300 {pids}"))?
+    );
+    println!(
+        "{}",
+        guest.sh(&format!("guest-procs-probe freeze 300 {pids}"))?
+    );
     let measured = guest.probe(&format!("freeze 300 {pids}"))?;
     guest.sh(&format!("kill -9 {pids}"))?;
     assert_eq!(figure(&measured, "frozen.refused")?, 0.0, "{measured:?}");
@@ -251,6 +259,27 @@ fn a_member_of_a_mixed_group_freezes_alone() -> Result<()> {
     ))?;
     assert_eq!(guest.group_of(&stopped)?, "/mixed");
     assert!(guest.cpu_time_used(&stopped)? > 0);
+    guest.sh("[ ! -e /sys/fs/cgroup/mixed/unmoor-frozen ] && [ ! -e /run/unmoor-agent/frozen ]")?;
+    Ok(())
+}
+
+/// Who does not stand in time runs on, whatever the means.
+#[test]
+fn who_is_late_runs_on() -> Result<()> {
+    let mut guest = Guest::boot()?;
+    let mut pids = Vec::new();
+    for group in ["late", "mixed", "mixed", "."] {
+        pids.push(guest.start_in(group, "sh -c \"while :; do :; done\"")?);
+    }
+    let [whole, own, _, traced] = &pids[..] else {
+        bail!("not four");
+    };
+    let frozen = guest.probe(&format!("freeze-late {whole} {own} {traced}"))?;
+    assert!(figure(&frozen, "frozen.refused")? > 0.0, "{frozen:?}");
+    for pid in &pids {
+        assert!(guest.cpu_time_used(pid)? > 0, "{pid} stands");
+    }
+    assert_eq!(guest.group_of(own)?, "/mixed");
     guest.sh("[ ! -e /sys/fs/cgroup/mixed/unmoor-frozen ] && [ ! -e /run/unmoor-agent/frozen ]")?;
     Ok(())
 }

@@ -89,6 +89,7 @@ mod tests {
     fn settings_are_put_back_when_the_pipe_closes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("setting");
+        fs::write(&path, "1").unwrap();
         let set = Entry::Set {
             path: path.clone(),
             value: "4096".into(),

@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::{about, freezer};
+use crate::{about, freezer, tell};
 
 /// What to undo.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl Entry {
         match self {
             Entry::Thaw(path) => freezer::cgroup::thaw(path),
             Entry::Leave(path) => freezer::cgroup::leave(path),
-            Entry::Set { path, value } => fs::write(path, value).map_err(about(path)),
+            Entry::Set { path, value } => tell(path, value),
         }
     }
 }
@@ -197,6 +197,7 @@ mod tests {
             path: path.into(),
             value: "7".into(),
         };
+        fs::write(&good, "1").unwrap();
         let bad = set(&folder.path().join("missing/bad"));
         journal.write(&[set(&good), bad.clone()]).unwrap();
         journal.undo().unwrap_err();

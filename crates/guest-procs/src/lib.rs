@@ -26,11 +26,20 @@ pub use process::{identify, is_same};
 pub use quiet::Quiet;
 pub use realtime::{Realtime, realtime};
 
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::path::Path;
 
 /// Where the journals are: a file system that does not outlive the boot.
 pub const FOLDER: &str = "/run/unmoor-agent";
+
+/// Writes to a file of the kernel's: one that is there, in one piece.
+fn tell(path: impl AsRef<Path>, text: &str) -> io::Result<()> {
+    let path = path.as_ref();
+    let file = OpenOptions::new().write(true).truncate(true).open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(about(path))
+}
 
 /// An error that names the file it is about. A process that has gone is a file that has.
 fn about(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> io::Error {

@@ -72,9 +72,10 @@ pub(crate) fn threads(pid: u32) -> io::Result<Vec<u32>> {
     Ok(threads)
 }
 
-/// The process or thread has gone in the middle of being looked at.
+/// The process, thread or control group has gone in the middle of being looked at.
 pub(crate) fn has_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+    let gone = [libc::ESRCH, libc::ENODEV].map(Some);
+    error.kind() == io::ErrorKind::NotFound || gone.contains(&error.raw_os_error())
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::about;
 use crate::journal::{Entry, Journal};
+use crate::tell;
 
 /// What is written where, in this order, and taken back in the opposite one. The daemon that puts
 /// huge pages together has no switch of its own that would not also change page faults: it gets to
@@ -54,7 +54,7 @@ impl Quiet {
         for (before, value) in &changes {
             if let Entry::Set { path, .. } = before {
                 // From here on, dropping `quiet` puts everything back.
-                fs::write(path, value).map_err(about(path))?;
+                tell(path, value)?;
             }
         }
         Ok(quiet)

@@ -5,6 +5,7 @@
 //! hot MS PID...            frames written in that time
 //! free                     free frames, and whether they may be left behind
 //! freeze MS PID...         freezes, holds for so long, thaws
+//! freeze-late PID...       freezes with no time for it, thaws
 //! freeze-and-hang PID...   freezes, and waits to be killed
 //! family MIB               a parent and a forked child that share so much; the child rewrites its
 //!                          copy once /run/cow is there
@@ -35,7 +36,8 @@ fn main() -> ExitCode {
         ["owners", ref pids @ ..] => owners(pids),
         ["hot", ms, ref pids @ ..] => hot(ms, pids),
         ["free"] => free(),
-        ["freeze", ms, ref pids @ ..] => freeze(ms, pids),
+        ["freeze", ms, ref pids @ ..] => freeze(ms, pids, DEADLINE),
+        ["freeze-late", ref pids @ ..] => freeze("0", pids, Duration::ZERO),
         ["freeze-and-hang", ref pids @ ..] => hang(pids),
         ["family", mib] => family(mib),
         ["guardian"] => guard(),
@@ -135,12 +137,12 @@ fn tell(outcome: &Outcome, since: Instant) {
     }
 }
 
-fn freeze(time: &str, pids: &[&str]) -> Result<()> {
+fn freeze(time: &str, pids: &[&str], limit: Duration) -> Result<()> {
     let time = Duration::from_millis(time.parse()?);
     let processes = processes(pids)?;
     let (_guardian, mut freezer) = freezer()?;
     let begun = Instant::now();
-    let outcome = freezer.freeze(&processes, begun + DEADLINE)?;
+    let outcome = freezer.freeze(&processes, begun + limit)?;
     tell(&outcome, begun);
     sleep(time);
     let begun = Instant::now();

@@ -10,8 +10,8 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
-use crate::about;
 use crate::process::has_gone;
+use crate::{about, tell};
 
 /// Begins the name of every group that is made here.
 const OURS: &str = "unmoor-frozen";
@@ -111,21 +111,18 @@ pub(super) fn make_leaf(folder: &Path) -> io::Result<PathBuf> {
 
 /// Moves a process.
 pub(super) fn enter(folder: &Path, pid: u32) -> io::Result<()> {
-    let path = folder.join("cgroup.procs");
-    fs::write(&path, pid.to_string()).map_err(about(&path))
+    tell(folder.join("cgroup.procs"), &pid.to_string())
 }
 
 /// Has a group freeze; it does so by and by.
 pub(super) fn freeze(folder: &Path) -> io::Result<()> {
-    let path = folder.join("cgroup.freeze");
-    fs::write(&path, "1").map_err(about(&path))
+    tell(folder.join("cgroup.freeze"), "1")
 }
 
 /// Lets a group go on.
 pub(crate) fn thaw(folder: &Path) -> io::Result<()> {
-    let path = folder.join("cgroup.freeze");
-    match fs::write(&path, "0") {
-        Err(error) if !has_gone(&error) => Err(about(&path)(error)),
+    match tell(folder.join("cgroup.freeze"), "0") {
+        Err(error) if !has_gone(&error) => Err(error),
         _ => Ok(()),
     }
 }

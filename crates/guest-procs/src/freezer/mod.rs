@@ -9,12 +9,14 @@
 //! [`guardian`](crate::guardian) are for.
 
 pub(crate) mod cgroup;
+mod outcome;
 mod plan;
+mod ptrace;
+mod traced;
 mod tracer;
 mod unit;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -23,70 +25,13 @@ use depgraph::ProcessId;
 
 use crate::journal::Journal;
 use crate::process::Stat;
+pub use outcome::{Frozen, Means, Outcome, Refusal};
 use plan::{Group, Step, plan};
+use tracer::Tracer;
 use unit::Unit;
-
-/// How processes are stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Means {
-    /// With the control group that is theirs alone.
-    WholeGroup,
-    /// In a control group made for them below theirs.
-    OwnGroup,
-    /// By tracing.
-    Tracing,
-}
-
-/// Why a process was not stopped.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// The first process, the agent, its guardian, or a thread of the kernel.
-    Never,
-    /// It has ended, or its id is another's now.
-    Gone,
-    /// It is frozen already.
-    Already,
-    /// It did not stand by the deadline, and runs on.
-    Deadline,
-    /// This process came into its group, and was not to be stopped.
-    Joined(u32),
-    /// It went wrong.
-    Failed(String),
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Refusal::Never => f.write_str("is never stopped"),
-            Refusal::Gone => f.write_str("has ended"),
-            Refusal::Already => f.write_str("is frozen already"),
-            Refusal::Deadline => f.write_str("did not stop in time"),
-            Refusal::Joined(pid) => write!(f, "shares its control group with process {pid}"),
-            Refusal::Failed(error) => f.write_str(error),
-        }
-    }
-}
-
-/// Processes that stand, and go on together.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frozen {
-    /// How.
-    pub means: Means,
-    /// Who, with children that were born while they were stopped.
-    pub members: Vec<ProcessId>,
-}
 
 /// A process and its control group, where it has one that can be seen.
 type Placed = (ProcessId, Option<PathBuf>);
-
-/// What came of it.
-#[derive(Debug, Default)]
-pub struct Outcome {
-    /// Those that stand.
-    pub frozen: Vec<Frozen>,
-    /// Those that do not, and why.
-    pub refused: Vec<(ProcessId, Refusal)>,
-}
 
 /// Stops processes and keeps account of them; lets them all go when dropped.
 #[derive(Debug)]
@@ -94,6 +39,8 @@ pub struct Freezer {
     journal: Journal,
     never: BTreeSet<u32>,
     units: Vec<Unit>,
+    /// From the first process on that has to be traced.
+    tracer: Option<Tracer>,
 }
 
 impl Freezer {
@@ -108,6 +55,7 @@ impl Freezer {
             journal,
             never,
             units: Vec::new(),
+            tracer: None,
         })
     }
 
@@ -131,7 +79,7 @@ impl Freezer {
         // All at once, then one after the other: they freeze side by side.
         let begun: Vec<_> = units
             .into_iter()
-            .map(|mut unit| (unit.begin(), unit))
+            .map(|mut unit| (unit.begin(&mut self.tracer), unit))
             .collect();
         for (begun, mut unit) in begun {
             let meant = unit.members.clone();
@@ -185,8 +133,8 @@ impl Freezer {
     }
 
     fn thaw_where(&mut self, which: impl Fn(&Unit) -> bool) -> io::Result<Vec<ProcessId>> {
-        let mut units: Vec<Unit> = self.units.extract_if(.., |unit| which(unit)).collect();
-        for unit in &mut units {
+        let units: Vec<Unit> = self.units.extract_if(.., |unit| which(unit)).collect();
+        for unit in &units {
             // All are to run before any is tidied up behind, where a failure is kept.
             let _ = unit.thaw();
         }
@@ -215,18 +163,24 @@ impl Freezer {
         let mount = cgroup::mount_point();
         let frozen: BTreeSet<ProcessId> = self.frozen().collect();
         let wanted: BTreeSet<ProcessId> = processes.iter().copied().collect();
+        let here = std::process::id();
+        let mut others = BTreeMap::<PathBuf, bool>::new();
         let mut admitted = Vec::new();
         for process in wanted {
             let refusal = match Stat::of(process.pid) {
                 _ if self.never.contains(&process.pid) => Refusal::Never,
                 _ if frozen.contains(&process) => Refusal::Already,
                 Ok(stat) if stat.start != process.start || stat.has_ended() => Refusal::Gone,
-                Ok(stat) if stat.is_kernel_thread() => Refusal::Never,
+                Ok(stat) if stat.is_kernel_thread() || stat.parent == here => Refusal::Never,
                 Ok(_) => {
                     let mount = mount.as_ref();
                     let folder = mount.and_then(|mount| cgroup::of(mount, process.pid));
-                    // Somebody else's to thaw.
-                    if !folder.as_deref().is_some_and(cgroup::stands) {
+                    // What stands already is somebody else's to thaw.
+                    let stands = folder.as_ref().is_some_and(|folder| {
+                        let known = others.entry(folder.clone());
+                        *known.or_insert_with(|| cgroup::stands(folder))
+                    });
+                    if !stands {
                         admitted.push((process, folder));
                         continue;
                     }
@@ -271,5 +225,41 @@ fn prepared(step: Step) -> Vec<Unit> {
             Err(_) => members.into_iter().map(Unit::traced).collect(),
         },
         Step::Traced(member) => vec![Unit::traced(member)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identify;
+
+    #[test]
+    fn some_are_never_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut freezer = Freezer::new(folder.path(), &[u32::MAX]).unwrap();
+        let here = identify(std::process::id()).unwrap();
+        let first = identify(1).unwrap();
+        let other = ProcessId {
+            start: first.start + 1,
+            pid: u32::MAX,
+        };
+        let gone = ProcessId {
+            pid: u32::MAX - 1,
+            start: 0,
+        };
+        let outcome = freezer
+            .freeze(&[here, first, other, gone], Instant::now())
+            .unwrap();
+        assert_eq!(outcome.frozen, []);
+        for (process, refusal) in outcome.refused {
+            let expected = if process == gone {
+                Refusal::Gone
+            } else {
+                Refusal::Never
+            };
+            assert_eq!(refusal, expected, "{process:?}");
+        }
+        assert_eq!(freezer.frozen().count(), 0);
+        assert_eq!(freezer.thaw(here).unwrap(), []);
     }
 }

@@ -1,146 +1,215 @@
-//! Stops a single process by tracing it.
+//! Stops single processes by tracing them.
 //!
-//! The kernel lets a traced process go on when the *thread* that traces it ends, however it ends:
-//! no guardian is needed. So each process gets a thread of its own, and letting go is the end of
-//! that thread. Stops are only looked at, never collected: whatever signal a thread was stopped
-//! with still reaches it.
-#![expect(unsafe_code, reason = "neither std nor rustix can trace")]
+//! The kernel lets traced processes go on when the *thread* that traces them ends, however it
+//! ends: no guardian is needed. One thread does it all, and ends with the last handle. While a
+//! process stands its stops are only looked at, never collected: should that thread end, whatever
+//! signal one of its threads was stopped with still reaches it.
+//!
+//! Who is killed meanwhile is reported to its parent when it is let go. Children of this process
+//! must not be traced: their ends would be collected here.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use depgraph::ProcessId;
-use rustix::io::Errno;
-use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
-use crate::process::{Stat, has_gone, threads};
-use crate::{about, is_same};
+use super::traced::Traced;
 
-/// Threads of other processes count as children to wait for, and threads that are not leaders.
-const ALL: WaitIdOptions = WaitIdOptions::from_bits_retain(libc::__WALL.cast_unsigned());
 /// Pauses between two looks at threads that are about to stop: that is told by SIGCHLD alone,
 /// which belongs to the program around this library.
-const SHORTEST: Duration = Duration::from_micros(100);
+const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_millis(10);
-/// The thread needs next to none.
-const STACK: usize = 64 << 10;
+/// Longest wait for a process that stands to be let go.
+const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Holds one process; lets it go when dropped.
+#[derive(Debug)]
+enum Order {
+    Stop(ProcessId, Sender<io::Result<()>>),
+    LetGo(ProcessId),
+}
+
+/// The thread that traces.
 #[derive(Debug)]
 pub(super) struct Tracer {
-    stopped: Receiver<io::Result<()>>,
-    hold: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    orders: Sender<Order>,
 }
 
 impl Tracer {
-    /// Begins to stop a process.
-    pub(super) fn start(process: ProcessId) -> io::Result<Self> {
-        let (hold, held) = channel();
-        let (report, stopped) = channel();
-        let thread = thread::Builder::new()
+    pub(super) fn start() -> io::Result<Self> {
+        let (orders, received) = channel();
+        thread::Builder::new()
             .name("tracer".into())
-            .stack_size(STACK)
-            .spawn(move || {
-                let outcome = stop(process, &held);
-                // Nobody hears it if it took too long.
-                let _ = report.send(outcome);
-                // Nothing ever arrives: this is the wait for the other end to be dropped.
-                let _ = held.recv();
-            })?;
-        Ok(Tracer {
-            stopped,
-            hold: Some(hold),
-            thread: Some(thread),
-        })
+            .spawn(move || serve(&received))?;
+        Ok(Tracer { orders })
     }
 
+    /// Begins to stop a process.
+    pub(super) fn stop(&self, process: ProcessId) -> Held {
+        let (report, stopped) = channel();
+        // If the thread has ended, waiting fails.
+        let _ = self.orders.send(Order::Stop(process, report));
+        Held {
+            process,
+            stopped,
+            orders: self.orders.clone(),
+            stands: false,
+        }
+    }
+}
+
+/// Holds one process; lets it go when dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    process: ProcessId,
+    stopped: Receiver<io::Result<()>>,
+    orders: Sender<Order>,
+    stands: bool,
+}
+
+impl Held {
     /// Waits until every thread of the process stands; false if they do not by the deadline.
-    pub(super) fn await_stopped(&self, deadline: Instant) -> io::Result<bool> {
+    pub(super) fn await_stopped(&mut self, deadline: Instant) -> io::Result<bool> {
         let left = deadline.saturating_duration_since(Instant::now());
         match self.stopped.recv_timeout(left) {
-            Ok(outcome) => outcome.map(|()| true),
+            Ok(outcome) => {
+                self.stands = outcome.is_ok();
+                outcome.map(|()| true)
+            }
             Err(RecvTimeoutError::Timeout) => Ok(false),
-            Err(RecvTimeoutError::Disconnected) => Err(io::Error::other("the tracer ended")),
+            Err(RecvTimeoutError::Disconnected) => Err(io::Error::other("the tracer has ended")),
         }
+    }
+
+    /// Has the process let go, without waiting for it.
+    pub(super) fn let_go(&self) {
+        // If the thread has ended, it has let go.
+        let _ = self.orders.send(Order::LetGo(self.process));
     }
 }
 
-impl Drop for Tracer {
+impl Drop for Held {
     fn drop(&mut self) {
-        drop(self.hold.take());
-        if let Some(thread) = self.thread.take() {
-            // It cannot have panicked: there is nothing in it that does.
-            let _ = thread.join();
-        }
+        self.let_go();
+        // The other end goes when it is done. A thread that did not stop is sleeping where nothing
+        // reaches it, and is let go when it does.
+        while self.stands && self.stopped.recv_timeout(PATIENCE).is_ok() {}
     }
 }
 
-/// Stops every thread, those included that appear meanwhile. Returns when all stand, or when
-/// nobody wants it any more.
-fn stop(process: ProcessId, held: &Receiver<()>) -> io::Result<()> {
-    let mut stands = BTreeMap::new();
+fn serve(orders: &Receiver<Order>) {
+    let mut traced: Vec<Traced> = Vec::new();
     let mut pause = SHORTEST;
     loop {
-        let all = threads(process.pid).map_err(about(format!("process {}", process.pid)))?;
-        let mut news = false;
-        for thread in all {
-            if !stands.contains_key(&thread) && seize(thread)? {
-                stands.insert(thread, false);
-                news = true;
-            }
-        }
-        if !is_same(process) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        // A thread that ran until just now may have made another one.
-        if !news && stands.values().all(|stands| *stands) {
-            return Ok(());
-        }
-        for (thread, stands) in stands.iter_mut().filter(|(_, stands)| !**stands) {
-            *stands = has_stopped(*thread)?;
-        }
-        if stands.values().any(|stands| !*stands) {
-            if held.try_recv() == Err(TryRecvError::Disconnected) {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            thread::sleep(pause);
+        let order = if traced.iter().all(Traced::stands) {
+            pause = SHORTEST;
+            orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
             pause = (pause * 2).min(LONGEST);
+            orders.recv_timeout(pause)
+        };
+        match order {
+            Ok(order) => take(&mut traced, order),
+            Err(RecvTimeoutError::Timeout) => {}
+            // The end of this thread lets everything go.
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        // All at once: they stop side by side.
+        while let Ok(order) = orders.try_recv() {
+            take(&mut traced, order);
+        }
+        for one in &mut traced {
+            one.advance();
+        }
+        traced.retain(|one| !one.is_done());
+    }
+}
+
+fn take(traced: &mut Vec<Traced>, order: Order) {
+    match order {
+        Order::Stop(process, report) => {
+            traced.push(Traced::begin(process, report));
+        }
+        Order::LetGo(process) => {
+            let them = traced.iter_mut().filter(|one| one.process() == process);
+            them.for_each(Traced::let_go);
         }
     }
 }
 
-/// Begins to trace a thread and has it stop; false if it has gone.
-fn seize(thread: u32) -> io::Result<bool> {
-    let pid = libc::pid_t::try_from(thread).map_err(io::Error::other)?;
-    for request in [libc::PTRACE_SEIZE, libc::PTRACE_INTERRUPT] {
-        let (address, data) = (0 as libc::c_long, 0 as libc::c_long);
-        // SAFETY: these two requests read and write no memory of this process.
-        if unsafe { libc::ptrace(request, pid, address, data) } < 0 {
-            let error = io::Error::last_os_error();
-            // A thread that is about to end cannot be traced any more.
-            if has_gone(&error) || Stat::of(thread).is_ok_and(Stat::has_ended) {
-                return Ok(false);
-            }
-            return Err(about(format!("tracing thread {thread}"))(error));
-        }
-    }
-    Ok(true)
-}
+#[cfg(test)]
+mod tests {
+    use std::io::BufRead;
+    use std::process::Command;
 
-/// Whether it stands, or has ended.
-fn has_stopped(thread: u32) -> io::Result<bool> {
-    let pid = thread.try_into().ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
-    let look = WaitIdOptions::STOPPED | WaitIdOptions::EXITED;
-    let look = look | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG | ALL;
-    match waitid(WaitId::Pid(pid), look) {
-        Ok(found) => Ok(found.is_some()),
-        Err(Errno::CHILD) => Ok(true),
-        Err(Errno::INTR) => Ok(false),
-        Err(error) => Err(error.into()),
+    use super::*;
+    use crate::identify;
+
+    fn tracer_of(pid: u32) -> String {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("TracerPid:"));
+        line.unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn a_process_stops_and_goes_on_again_and_again() {
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        let process = identify(child.id()).unwrap();
+        let tracer = Tracer::start().unwrap();
+        for _ in 0..3 {
+            let mut held = tracer.stop(process);
+            let deadline = Instant::now() + Duration::from_secs(20);
+            assert!(held.await_stopped(deadline).unwrap());
+            assert_ne!(tracer_of(child.id()), "0");
+            drop(held);
+            assert_eq!(tracer_of(child.id()), "0");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Its parent hears of it when it is let go.
+    #[test]
+    fn who_stands_can_be_killed() {
+        let mut parent = Command::new("sh")
+            .args(["-c", "sleep 100 & echo $!; wait $!; exit $(($? - 128))"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let output = parent.stdout.take().unwrap();
+        io::BufReader::new(output).read_line(&mut line).unwrap();
+        let process = identify(line.trim().parse().unwrap()).unwrap();
+        let mut held = Tracer::start().unwrap().stop(process);
+        assert!(
+            held.await_stopped(Instant::now() + Duration::from_secs(20))
+                .unwrap()
+        );
+        let pid = rustix::process::Pid::from_raw(process.pid.cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        drop(held);
+        assert_eq!(parent.wait().unwrap().code(), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn the_wrong_process_is_let_go() {
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        let mut process = identify(child.id()).unwrap();
+        process.start += 1;
+        let tracer = Tracer::start().unwrap();
+        let mut held = tracer.stop(process);
+        let error = held
+            .await_stopped(Instant::now() + Duration::from_secs(20))
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        drop(held);
+        while tracer_of(child.id()) != "0" {
+            thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

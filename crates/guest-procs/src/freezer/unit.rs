@@ -8,11 +8,11 @@ use std::time::Instant;
 use depgraph::ProcessId;
 
 use super::cgroup::{self, Events};
-use super::tracer::Tracer;
+use super::tracer::{Held, Tracer};
 use super::{Means, Refusal};
+use crate::is_same;
 use crate::journal::Entry;
 use crate::process::Stat;
-use crate::{identify, is_same};
 
 /// A unit, on its way into the ice or in it.
 #[derive(Debug)]
@@ -28,8 +28,8 @@ enum Hold {
     Whole(PathBuf),
     /// A group that was made for them.
     Leaf(PathBuf),
-    /// A thread that traces the one there is; not from the beginning.
-    Traced(Option<Tracer>),
+    /// The hand of the tracer, on the one there is; not from the beginning.
+    Traced(Option<Held>),
 }
 
 impl Unit {
@@ -85,14 +85,16 @@ impl Unit {
         leave
     }
 
-    /// Begins to stop them.
-    pub(super) fn begin(&mut self) -> io::Result<()> {
+    /// Begins to stop them; starts a tracer if one is needed and there is none.
+    pub(super) fn begin(&mut self, tracer: &mut Option<Tracer>) -> io::Result<()> {
         match &mut self.hold {
             Hold::Whole(folder) | Hold::Leaf(folder) => cgroup::freeze(folder),
-            Hold::Traced(tracer) => {
-                if let [member] = self.members[..] {
-                    *tracer = Some(Tracer::start(member)?);
-                }
+            Hold::Traced(held) => {
+                let tracer = match tracer {
+                    Some(tracer) => tracer,
+                    none => none.insert(Tracer::start()?),
+                };
+                *held = self.members.first().map(|member| tracer.stop(*member));
                 Ok(())
             }
         }
@@ -100,11 +102,11 @@ impl Unit {
 
     /// Waits until they stand, and makes sure that they are who is meant.
     pub(super) fn finish(&mut self, deadline: Instant) -> Result<(), Refusal> {
-        let stands = match &self.hold {
+        let stands = match &mut self.hold {
             Hold::Whole(folder) | Hold::Leaf(folder) => {
                 Events::of(folder).and_then(|events| events.await_frozen(deadline))
             }
-            Hold::Traced(Some(tracer)) => tracer.await_stopped(deadline),
+            Hold::Traced(Some(held)) => held.await_stopped(deadline),
             Hold::Traced(None) => Ok(false),
         };
         match stands {
@@ -125,11 +127,11 @@ impl Unit {
     }
 
     /// Lets them run, without tidying up behind them.
-    pub(super) fn thaw(&mut self) -> io::Result<()> {
-        match &mut self.hold {
+    pub(super) fn thaw(&self) -> io::Result<()> {
+        match &self.hold {
             Hold::Whole(folder) | Hold::Leaf(folder) => cgroup::thaw(folder),
-            Hold::Traced(tracer) => {
-                tracer.take();
+            Hold::Traced(held) => {
+                held.iter().for_each(Held::let_go);
                 Ok(())
             }
         }
@@ -137,7 +139,9 @@ impl Unit {
 
     /// Lets them run and leaves everything as it was found.
     pub(super) fn release(&mut self) -> io::Result<()> {
-        self.thaw()?;
+        if let Hold::Traced(held) = &mut self.hold {
+            held.take();
+        }
         self.entry().map_or(Ok(()), |entry| entry.undo())
     }
 }
@@ -145,13 +149,18 @@ impl Unit {
 /// Who is in a frozen group: those that are meant and are still there, and their children that were
 /// born on the way. Anybody else has no business there.
 fn found(meant: &[ProcessId], pids: &[u32]) -> Result<Vec<ProcessId>, Refusal> {
+    let meant: BTreeSet<&ProcessId> = meant.iter().collect();
     let mut known: BTreeSet<u32> = BTreeSet::new();
     let mut members = Vec::new();
     let mut others: Vec<(ProcessId, u32)> = Vec::new();
     for pid in pids {
         // Who is frozen ends only by being killed.
-        let (Ok(process), Ok(stat)) = (identify(*pid), Stat::of(*pid)) else {
+        let Ok(stat) = Stat::of(*pid) else {
             continue;
+        };
+        let process = ProcessId {
+            pid: *pid,
+            start: stat.start,
         };
         if meant.contains(&process) {
             known.insert(*pid);

@@ -1,6 +1,5 @@
 //! Which frames are written: a sample by the kernel's soft-dirty bits.
 
-use std::fs;
 use std::io;
 use std::sync::OnceLock;
 
@@ -9,7 +8,7 @@ use depgraph::ProcessId;
 use super::pagemap::{self, Entry, Pagemap};
 use super::{Owned, Scanner};
 use crate::process::has_gone;
-use crate::{about, is_same};
+use crate::{is_same, tell};
 
 /// Watches which pages are written between [`begin`](Sampler::begin) and [`end`](Sampler::end).
 /// The first write to each page costs its process a fault meanwhile.
@@ -43,10 +42,10 @@ impl Sampler {
         let mut there = Vec::new();
         for process in processes.iter().filter(|process| is_same(**process)) {
             let path = format!("/proc/{}/clear_refs", process.pid);
-            match fs::write(&path, "4") {
+            match tell(&path, "4") {
                 Ok(()) => there.push(*process),
                 Err(error) if has_gone(&error) => {}
-                Err(error) => return Err(about(&path)(error)),
+                Err(error) => return Err(error),
             }
         }
         Ok(Sampler { processes: there })
