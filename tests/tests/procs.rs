@@ -221,6 +221,19 @@ fn a_crowd_freezes_with_its_group() -> Result<()> {
     results::record("procs_freeze_group", &measured)
 }
 
+/// Twenty that want all of both CPUs.
+#[test]
+fn a_busy_group_freezes() -> Result<()> {
+    let mut guest = Guest::boot()?;
+    let mut pids = Vec::new();
+    for _ in 0..20 {
+        pids.push(guest.start_in("busy", "sh -c \"while :; do :; done\"")?);
+    }
+    let measured = guest.probe(&format!("freeze 300 {}", pids.join(" ")))?;
+    assert_eq!(figure(&measured, "frozen.whole")?, 20.0, "{measured:?}");
+    results::record("procs_freeze_busy", &measured)
+}
+
 /// With one more in their group, who is not to be stopped.
 #[test]
 fn a_crowd_freezes_apart_from_its_group() -> Result<()> {

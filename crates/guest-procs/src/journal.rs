@@ -7,7 +7,7 @@
 //! ```
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -127,8 +127,23 @@ impl Journal {
         }
     }
 
+    /// Holds off others that would undo the same; none where there cannot be a list.
+    fn lock(&self) -> io::Result<Option<File>> {
+        let path = self.path.with_extension("lock");
+        match File::create(&path) {
+            Ok(file) => {
+                file.lock().map_err(about(&path))?;
+                Ok(Some(file))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(about(&path)(error)),
+        }
+    }
+
     /// Undoes all there is on the list, whoever wrote it. What could not be undone stays on it.
     pub fn undo(&self) -> io::Result<usize> {
+        // A guardian may be at it, while a new agent has begun already.
+        let _alone = self.lock()?;
         let entries = self.read()?;
         // What runs again must not wait for what takes longer.
         for entry in &entries {
