@@ -5,18 +5,19 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use depgraph::{Class, Source};
+use depgraph::{Class, ProcessId, Source};
 use guest_proto::{
-    Answer, Armed, Capabilities, Decoder, ProcessRecord, Reason, Request, Tier, ToAgent, ToHost,
-    Welcome, encode,
+    Answer, Armed, Capabilities, Decoder, ProcessRecord, Reason, Request, ThawReason, Tier,
+    ToAgent, ToHost, Welcome, encode,
 };
-use lab::client::Running;
+use lab::client::{RedisReport, Running};
 use lab::{Host, Lab, LabOptions, Vm, VmOptions, program, results};
 use serde_json::{Value, json};
-use unmoor::agent::Report;
-use unmoor_tests::{connect_agent, start_writer};
+use unmoor::agent::{Client, Report};
+use unmoor_tests::{SHORT, connect_agent, start_writer};
 
 fn guest(lab: &Lab, agent: bool) -> Result<Vm> {
     let options = VmOptions {
@@ -185,6 +186,193 @@ fn a_guest_without_an_agent_is_told_plainly() -> Result<()> {
     Ok(())
 }
 
+/// The writer, in a control group of its own, and a window in which it is independent.
+fn writer_in_a_window(vm: &mut Vm, mib: u32) -> Result<(Client, ProcessId)> {
+    start_writer(vm, mib, 50, "full")?;
+    vm.guest(
+        "mkdir /sys/fs/cgroup/batch; for process in /proc/[0-9]*; do \
+         tr '\\0' ' ' <$process/cmdline 2>/dev/null | grep -q '^lab-guest writer' && \
+         echo ${process#/proc/} >/sys/fs/cgroup/batch/cgroup.procs; done; true",
+    )?;
+    let (mut client, _) = connect_agent(vm)?;
+    client.arm(Vec::new())?;
+    let report = client.report()?;
+    let is_writer = |record: &&ProcessRecord| record.command.contains("lab-guest writer");
+    let writer = report.processes.iter().find(is_writer);
+    let writer = writer.context("no writer")?;
+    ensure!(writer.class == Class::Independent, "{writer:?}");
+    assert_eq!(writer.cgroup, "/batch");
+    Ok((client, writer.id))
+}
+
+/// The processor time that a process has used, in ticks.
+fn used(vm: &mut Vm, id: ProcessId) -> Result<u64> {
+    let ticks = vm.guest(&format!("cut -d' ' -f14 /proc/{}/stat", id.pid))?;
+    Ok(ticks.trim().parse()?)
+}
+
+fn runs(vm: &mut Vm, id: ProcessId) -> Result<()> {
+    let before = used(vm, id)?;
+    let deadline = Instant::now() + SHORT;
+    while used(vm, id)? == before {
+        ensure!(Instant::now() < deadline, "{id:?} still stands");
+    }
+    Ok(())
+}
+
+fn stands(vm: &mut Vm, id: ProcessId) -> Result<bool> {
+    let before = used(vm, id)?;
+    vm.guest("usleep 300000")?;
+    Ok(used(vm, id)? == before)
+}
+
+const LEASE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(5);
+
+fn freeze(client: &mut Client, id: ProcessId, lease: Duration) -> Result<()> {
+    let report = client.freeze(vec![id], lease, DEADLINE)?;
+    ensure!(
+        report.frozen == [id] && report.refused.is_empty(),
+        "{report:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn what_is_frozen_runs_again_whatever_happens() -> Result<()> {
+    let lab = Lab::new(&LabOptions::default())?;
+    let mut vm = guest(&lab, true)?;
+    let (mut client, writer) = writer_in_a_window(&mut vm, 64)?;
+
+    // The host says so.
+    freeze(&mut client, writer, LEASE)?;
+    assert!(
+        stands(&mut vm, writer)?,
+        "the writer runs though it is frozen"
+    );
+    assert_eq!(client.thaw()?, [writer]);
+    runs(&mut vm, writer)?;
+
+    // The host says nothing for too long; while it does, the writer stands.
+    freeze(&mut client, writer, Duration::from_secs(2))?;
+    for _ in 0..3 {
+        assert!(stands(&mut vm, writer)?);
+        client.renew(Duration::from_secs(2))?;
+    }
+    runs(&mut vm, writer)?;
+    client.report()?;
+    assert_eq!(
+        client.news(),
+        Some((vec![writer], ThawReason::LeaseExpired))
+    );
+
+    // The window ends.
+    freeze(&mut client, writer, LEASE)?;
+    client.disarm()?;
+    runs(&mut vm, writer)?;
+
+    // The agent dies: within a second.
+    client.arm(Vec::new())?;
+    freeze(&mut client, writer, LEASE)?;
+    assert!(stands(&mut vm, writer)?);
+    let took = vm.guest(&format!(
+        "kill -9 $(pidof unmoor-agent | tr ' ' '\\n' | sort -n | head -n 1); \
+         begin=$(cut -d. -f1 /proc/uptime); \
+         until grep -q 'frozen 0' /sys/fs/cgroup/batch/cgroup.events; do usleep 10000; done; \
+         echo $(($(cut -d. -f1 /proc/uptime) - begin)); cat /proc/{}/cgroup",
+        writer.pid
+    ))?;
+    assert!(took.starts_with("0\n") || took.starts_with("1\n"), "{took}");
+    assert!(took.contains("0::/batch"), "{took}");
+    runs(&mut vm, writer)
+}
+
+#[test]
+fn whoever_is_turned_to_while_frozen_answers() -> Result<()> {
+    let lab = Lab::new(&LabOptions::default())?;
+    let mut vm = guest(&lab, true)?;
+    let (mut client, writer) = writer_in_a_window(&mut vm, 16)?;
+    for (way, command) in [
+        ("its socket", "lab-guest writer-ctl stat".to_owned()),
+        ("a signal", format!("kill -CONT {}", writer.pid)),
+    ] {
+        client.arm(Vec::new())?;
+        freeze(&mut client, writer, LEASE)?;
+        assert!(stands(&mut vm, writer)?, "frozen before {way}");
+        let begin = Instant::now();
+        vm.guest(&command)?;
+        runs(&mut vm, writer)?;
+        let took = begin.elapsed();
+        ensure!(took < LEASE, "{way}: only the end of the lease thawed it");
+        let report = client.report()?;
+        let news = client.news();
+        assert_eq!(news, Some((vec![writer], ThawReason::Called)), "{way}");
+        let record = report.processes.iter().find(|record| record.id == writer);
+        let record = record.context("no writer")?;
+        assert!(record.class.stays_live(), "{way}: {record:?}");
+        results::record(
+            &format!("called_by_{}", way.replace(' ', "_")),
+            &json!({"answered_ms": took.as_millis()}),
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
+fn dependent_processes_are_not_frozen() -> Result<()> {
+    let lab = Lab::new(&LabOptions::default())?;
+    let mut vm = guest(&lab, true)?;
+    let outside = Running::redis(&lab, 50)?;
+    let (mut client, writer) = writer_in_a_window(&mut vm, 16)?;
+    let report = client.report()?;
+    let redis = named(&report, "redis-server")?.id;
+    let report = client.freeze(vec![redis, writer], LEASE, DEADLINE)?;
+    assert_eq!(report.frozen, [writer]);
+    assert_eq!(report.refused, [(redis, "it is dependent".to_owned())]);
+    client.thaw()?;
+    let seen: RedisReport = outside.finish()?;
+    assert_eq!((seen.lost, seen.wrong), (0, 0));
+    Ok(())
+}
+
+#[test]
+fn the_agent_tells_which_pages_are_whose() -> Result<()> {
+    const FRAMES: u64 = (512 << 20) / 4096;
+    let lab = Lab::new(&LabOptions::default())?;
+    let mut vm = guest(&lab, true)?;
+    let (mut client, writer) = writer_in_a_window(&mut vm, 64)?;
+    let owned = client.owners(vec![writer], FRAMES)?;
+    let own = (64 << 20) / 4096;
+    ensure!(
+        (own..own + 1024).contains(&owned.count()),
+        "{}",
+        owned.count()
+    );
+    assert_eq!((owned.dropped, owned.gone.len()), (0, 0));
+    client.watch_writes(vec![writer])?;
+    runs(&mut vm, writer)?;
+    let written = client.written(FRAMES)?;
+    ensure!(written.count() > 0 && written.count() <= owned.count() + 64);
+    let free = client.free_pages(FRAMES)?;
+    let told = vm.guest("grep MemFree /proc/meminfo")?;
+    let free_kib: u64 = told
+        .split_ascii_whitespace()
+        .nth(1)
+        .context("no MemFree")?
+        .parse()?;
+    let found_kib = free.count() * 4;
+    ensure!(
+        found_kib.abs_diff(free_kib) < 32 << 10,
+        "{found_kib} of {free_kib} KiB"
+    );
+    // Beyond the guest's memory there is nothing.
+    ensure!(client.free_pages(1000).is_err());
+    results::record(
+        "page_owners",
+        &json!({"owned": owned.count(), "written": written.count(), "free": free.count()}),
+    )
+}
+
 /// In place of QEMU and a guest: answers each request with what `answer` makes of it.
 fn hostile(
     answer: impl Fn(&ToAgent) -> Vec<u8> + Send + 'static,
@@ -278,7 +466,7 @@ fn a_hostile_agent_costs_the_host_little() -> Result<()> {
     // Records that contradict each other, with texts that play tricks.
     let circle = |to: &ToAgent| {
         let record = |pid: u32, toward: u32| ProcessRecord {
-            id: depgraph::ProcessId { pid, start: 0 },
+            id: ProcessId { pid, start: 0 },
             parent: pid,
             name: "\u{1b}[31m".into(),
             command: String::new(),
@@ -289,7 +477,7 @@ fn a_hostile_agent_costs_the_host_little() -> Result<()> {
                     relation: depgraph::Relation::Woke,
                     by_us: true,
                 },
-                toward: depgraph::ProcessId {
+                toward: ProcessId {
                     pid: toward,
                     start: 0,
                 },

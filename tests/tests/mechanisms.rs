@@ -5,7 +5,6 @@
 //! `lab-guest mechanisms` has two groups for each mechanism. In the first, process `1a` has a
 //! contact with the outside before it exchanges something with `1b`; in the second, `2a` and `2b`
 //! do the same without the contact.
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeMap;
 use std::thread::sleep;

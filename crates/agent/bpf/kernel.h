@@ -111,6 +111,7 @@ enum {
 #define CEPH_MAGIC 0x00c36400
 #define AFS_MAGIC 0x5346414f
 #define FUSE_MAGIC 0x65735546
+#define MQUEUE_MAGIC 0x19800202
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 

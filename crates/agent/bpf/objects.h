@@ -83,6 +83,8 @@ static __always_inline struct object object_of(struct file *file)
 		if (is_kernel_interface(magic))
 			return object;
 		object.kind = KIND_FILE;
+		if (magic == MQUEUE_MAGIC)
+			object.kind = KIND_POSIX_QUEUE;
 		if (magic == TMPFS_MAGIC && (sb->s_flags & SB_KERNMOUNT))
 			object.kind = KIND_SHARED_MEMORY;
 		if (is_network_fs(magic)) {

@@ -20,6 +20,8 @@ u64 seen[SEEN];
 /* Counts the files of a bucket that began to be written: see objects.h. */
 #define WRITE_BUCKETS 4096
 u32 writes[WRITE_BUCKETS];
+/* Something is frozen: every edge wakes the agent at once, as it may be aimed at that. */
+u32 urgent = 0;
 /* Edges put into the table since the agent has last emptied it. */
 u64 recorded = 0;
 u64 table_full = 0;
@@ -118,9 +120,10 @@ static __noinline bool record(struct edge_key *key, struct edge_value *value)
 	__builtin_memcpy(&wakeup->value, value, sizeof(*value));
 	/* The agent looks now and then by itself: waking it for every edge would cost more than the
 	 * edge. */
-	bpf_ringbuf_submit(wakeup, bpf_ringbuf_query(&wakeups, BPF_RB_AVAIL_DATA) > WAKEUP_AT ?
-					   BPF_RB_FORCE_WAKEUP :
-					   BPF_RB_NO_WAKEUP);
+	bpf_ringbuf_submit(wakeup,
+			   urgent || bpf_ringbuf_query(&wakeups, BPF_RB_AVAIL_DATA) > WAKEUP_AT ?
+				   BPF_RB_FORCE_WAKEUP :
+				   BPF_RB_NO_WAKEUP);
 	return true;
 }
 

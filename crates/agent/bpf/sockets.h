@@ -142,6 +142,14 @@ static __always_inline bool use_tcp(struct task_struct *task, const struct endpo
 			   direction);
 }
 
+/* A port on which somebody listens, apart from the connections made to it. */
+#define LISTENER (~0ull)
+
+static __always_inline bool use_listener(struct task_struct *task, u16 port, u8 direction)
+{
+	return record_flow(task, KIND_TCP, port, LISTENER, direction);
+}
+
 static __always_inline bool use_udp(struct task_struct *task, struct endpoint *local,
 				    struct endpoint *remote, bool to_named, u8 direction)
 {

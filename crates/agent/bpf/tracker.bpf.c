@@ -282,7 +282,11 @@ int BPF_PROG(socket_connect, struct socket *socket, void *address)
 		return 0;
 	}
 	/* Connecting a datagram socket sends nothing. */
-	if (stream && !is_own(&to.address))
+	if (!stream)
+		return 0;
+	if (is_own(&to.address))
+		use_listener(current_task(), to.port, WRITES);
+	else
 		record_external(current_task(), INTERFACE_TCP, 0, WRITES, &to);
 	return 0;
 }
@@ -302,6 +306,7 @@ int BPF_PROG(socket_accept, struct socket *socket)
 		struct endpoint local = {}, remote = {};
 
 		ends_of(sk, &local, &remote);
+		use_listener(current_task(), local.port, READS);
 		if (!is_loopback(&local.address))
 			record_external(current_task(), INTERFACE_TCP_LISTENING, 0, READS, &local);
 	}
@@ -475,7 +480,17 @@ static __always_inline void put_contact(struct seq_file *out, struct task_struct
 	put(out, &edge);
 }
 
-/* A socket through which somebody outside may speak at any moment. */
+static __always_inline void put_held(struct seq_file *out, struct task_struct *task, u16 kind,
+				     u64 a, u64 b)
+{
+	struct object object = { kind, a, b };
+	struct edge edge = standing(task, &object, READS | WRITES, ORIGIN_HELD);
+
+	put(out, &edge);
+}
+
+/* A socket: through some, somebody outside may speak at any moment; through the others, another
+ * process. */
 static __always_inline void put_socket(struct seq_file *out, struct task_struct *task,
 				       struct sock *sk)
 {
@@ -484,10 +499,7 @@ static __always_inline void put_socket(struct seq_file *out, struct task_struct 
 	struct endpoint local = {}, remote = {};
 
 	if (family == AF_UNIX) {
-		struct object object = { KIND_UNIX, bpf_get_socket_cookie(sk), 0 };
-		struct edge edge = standing(task, &object, READS | WRITES, ORIGIN_HELD);
-
-		put(out, &edge);
+		put_held(out, task, KIND_UNIX, bpf_get_socket_cookie(sk), 0);
 		return;
 	}
 	if (family == AF_PACKET) {
@@ -504,12 +516,20 @@ static __always_inline void put_socket(struct seq_file *out, struct task_struct 
 	ends_of(sk, &local, &remote);
 	if (type == SOCK_STREAM) {
 		if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN) {
+			put_held(out, task, KIND_TCP, local.port, LISTENER);
 			if (!is_loopback(&local.address))
 				put_contact(out, task, INTERFACE_TCP_LISTENING, 0, &local);
 		} else if (remote.port && !is_own(&remote.address)) {
 			put_contact(out, task, INTERFACE_TCP, 0, &remote);
+		} else if (remote.port) {
+			u64 ours = folded(&local), theirs = folded(&remote);
+
+			put_held(out, task, KIND_TCP, ours < theirs ? ours : theirs,
+				 ours < theirs ? theirs : ours);
 		}
 	} else if (type == SOCK_DGRAM) {
+		if (local.port)
+			put_held(out, task, KIND_UDP, local.port, 0);
 		if (remote.port ? !is_own(&remote.address) : local.port && !is_loopback(&local.address))
 			put_contact(out, task, INTERFACE_UDP, 0, remote.port ? &remote : &local);
 	} else {

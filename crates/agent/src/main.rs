@@ -3,17 +3,20 @@
 //! ```text
 //! probes (bpf/) ──edges──► tracker ──► window ──► depgraph ──► records ──► serve ──► the host
 //! /proc, rules  ───────────────────────┘
+//! the host ──who is to stand──► standstill ──► guest-procs (freezer, guardian)
 //! ```
 //!
 //! It waits on the virtio-serial port until a host asks; between two windows nothing is attached
 //! and nothing is spent.
 
 mod addresses;
+mod memory;
 mod names;
 mod policy;
 mod port;
 mod processes;
 mod serve;
+mod standstill;
 mod tracker;
 mod window;
 
@@ -21,6 +24,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use guest_procs::{FOLDER, guardian};
 use port::Port;
 use serve::{Agent, Means};
 use tracker::Tracker;
@@ -29,6 +33,7 @@ const USAGE: &str = "\
 Follows who exchanges data with whom, for unmoor on the host.
 
 Usage: unmoor-agent [--port DEVICE]
+       unmoor-agent thaw     Thaws what an agent that has ended left frozen
 
 Options:
       --port DEVICE  Use this device instead of the virtio-serial port org.unmoor.0
@@ -42,6 +47,9 @@ fn main() -> ExitCode {
     let port = match args[..] {
         [] => Port::named(guest_proto::PORT),
         ["--port", device] => Port::open(Path::new(device)),
+        // The second process, which outlives this one just long enough.
+        ["guardian"] => return outcome(guardian::run(std::io::stdin(), FOLDER.as_ref())),
+        ["thaw"] => return outcome(guardian::undo(FOLDER.as_ref())),
         ["-V" | "--version"] => {
             println!("unmoor-agent {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
@@ -59,6 +67,16 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("unmoor-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn outcome(undone: std::io::Result<usize>) -> ExitCode {
+    match undone {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("unmoor-agent: thawing: {error}");
             ExitCode::FAILURE
         }
     }

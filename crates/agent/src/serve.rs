@@ -4,18 +4,20 @@ use std::collections::HashMap;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use depgraph::{ProcessId, Uncertainty};
 use guest_proto::{
-    Answer, Armed, Capabilities, Decoder, Failure, Losses, Refusal, Request, Rule, Tier, ToAgent,
-    ToHost, VERSION, Welcome, encode,
+    Answer, Armed, Capabilities, Decoder, Failure, Losses, Refusal, Request, Rule, ThawReason,
+    Tier, ToAgent, ToHost, UNASKED, VERSION, Welcome, encode,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::addresses;
+use crate::memory::{self, Memory};
 use crate::port::{Port, timespec};
 use crate::processes;
-use crate::tracker::{Snapshot, Task, Tracker};
+use crate::standstill::Standstill;
+use crate::tracker::{Edge, Snapshot, Task, Tracker};
 use crate::window::Window;
 
 /// Time between two looks at a port that nobody holds at the other end: the kernel reports its
@@ -42,7 +44,12 @@ pub(crate) struct Agent {
     port: Port,
     means: Means,
     window: Option<Open>,
+    memory: Memory,
+    /// From the first process on that is to be frozen.
+    standstill: Option<Standstill>,
     decoder: Decoder,
+    /// The conversation that news go to.
+    session: u64,
 }
 
 /// An open window.
@@ -59,7 +66,10 @@ impl Agent {
             port,
             means,
             window: None,
+            memory: Memory::default(),
+            standstill: None,
             decoder: Decoder::new(),
+            session: 0,
         }
     }
 
@@ -77,6 +87,7 @@ impl Agent {
                 self.handle(message)?;
             }
             self.catch_up()?;
+            self.thaw_if_expired()?;
             self.close_if_forgotten();
         }
     }
@@ -91,8 +102,13 @@ impl Agent {
         if let Some(ring) = ring {
             fds.push(PollFd::from_borrowed_fd(ring, PollFlags::IN));
         }
-        let limit = timespec(LOOK_EVERY);
-        match poll(&mut fds, self.window.as_ref().map(|_| &limit)) {
+        let lease = self.standstill.as_ref().and_then(Standstill::remaining);
+        let limit = match (&self.window, lease) {
+            (None, lease) => lease,
+            (Some(_), None) => Some(LOOK_EVERY),
+            (Some(_), Some(lease)) => Some(lease.min(LOOK_EVERY)),
+        };
+        match poll(&mut fds, limit.map(timespec).as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error).context("waiting for the host"),
         }
@@ -100,6 +116,7 @@ impl Agent {
 
     fn handle(&mut self, message: ToAgent) -> Result<()> {
         let (session, id) = (message.session, message.id);
+        self.session = session;
         let answers = match self.answers(message.request) {
             Ok(answers) => answers,
             Err(failure) => vec![Answer::Failed(failure)],
@@ -134,6 +151,26 @@ impl Agent {
                 self.disarm();
                 Ok(vec![Answer::Disarmed])
             }
+            Request::Owners { processes } => told(self.memory.owners(&processes)),
+            Request::WatchWrites { processes } => told(self.memory.watch_writes(&processes)),
+            Request::Written => told(self.memory.written()),
+            Request::FreePages => told(memory::free()),
+            Request::Freeze {
+                processes,
+                lease_ms,
+                deadline_ms,
+            } => {
+                let lease = Duration::from_millis(lease_ms.into());
+                let deadline = Duration::from_millis(deadline_ms.into());
+                told(self.freeze(processes, lease, deadline))
+            }
+            Request::Renew { lease_ms } => {
+                if let Some(standstill) = &mut self.standstill {
+                    standstill.renew(Duration::from_millis(lease_ms.into()));
+                }
+                Ok(vec![Answer::Renewed])
+            }
+            Request::Thaw => told(self.thaw_all().map(|thawed| vec![Answer::Thawed(thawed)])),
         }
     }
 
@@ -150,7 +187,10 @@ impl Agent {
             software: concat!("unmoor-agent ", env!("CARGO_PKG_VERSION")).into(),
             kernel: kernel.release().to_string_lossy().into_owned(),
             tier,
-            capabilities: Capabilities::default(),
+            capabilities: Capabilities {
+                owners: true,
+                freezer: matches!(self.means, Means::Probes(_)),
+            },
         }
     }
 
@@ -181,6 +221,10 @@ impl Agent {
     }
 
     fn disarm(&mut self) {
+        // What cannot be thawed now is the guardian's.
+        if self.thaw_all().is_err() {
+            self.standstill = None;
+        }
         self.window = None;
         if let Means::Probes(tracker) = &mut self.means {
             tracker.disarm();
@@ -224,11 +268,101 @@ impl Agent {
         }
     }
 
-    /// Takes what has happened, so that a report has little left to do.
+    /// Takes what has happened, so that a report has little left to do, and thaws to whom somebody
+    /// has turned.
     fn catch_up(&mut self) -> Result<()> {
-        if let (Means::Probes(tracker), Some(open)) = (&mut self.means, &mut self.window) {
-            open.window.take(&tracker.new_edges()?);
+        if let Means::Probes(tracker) = &mut self.means
+            && self.window.is_some()
+        {
+            let edges = tracker.new_edges()?;
+            self.take(&edges)?;
         }
+        Ok(())
+    }
+
+    fn take(&mut self, edges: &[Edge]) -> Result<()> {
+        let Some(open) = &mut self.window else {
+            return Ok(());
+        };
+        open.window.take(edges);
+        let Some(standstill) = &mut self.standstill else {
+            return Ok(());
+        };
+        let mut thawed = Vec::new();
+        for process in standstill.called(edges) {
+            thawed.extend(standstill.thaw(process)?);
+        }
+        for process in &thawed {
+            let graph = open.window.graph();
+            graph.uncertain(*process, Uncertainty::CalledWhileFrozen);
+        }
+        self.tell(thawed, ThawReason::Called)
+    }
+
+    /// Freezes processes that are independent to this moment.
+    fn freeze(
+        &mut self,
+        processes: Vec<ProcessId>,
+        lease: Duration,
+        deadline: Duration,
+    ) -> Result<Vec<Answer>> {
+        let (Means::Probes(tracker), Some(open)) = (&mut self.means, &mut self.window) else {
+            bail!("nothing is frozen without a window in which it would be seen who is turned to");
+        };
+        // Before anything stands, so that nothing falls between.
+        open.window.take(&tracker.watch_closely(true)?);
+        let (willing, dependent): (Vec<_>, Vec<_>) = processes
+            .into_iter()
+            .partition(|process| open.window.may_pause(*process));
+        if self.standstill.is_none() {
+            self.standstill = Some(Standstill::new()?);
+        }
+        let standstill = self.standstill.as_mut().context("no freezer")?;
+        let mut report = standstill.freeze(&willing, lease, deadline)?;
+        standstill.watch(&tracker.held()?);
+        let edges = tracker.new_edges()?;
+        let refused = dependent
+            .into_iter()
+            .map(|id| (id, "it is dependent".into()));
+        report.refused.extend(refused);
+        self.take(&edges)?;
+        Ok(vec![Answer::Frozen(report)])
+    }
+
+    fn thaw_all(&mut self) -> Result<Vec<ProcessId>> {
+        let Some(standstill) = &mut self.standstill else {
+            return Ok(Vec::new());
+        };
+        let thawed = standstill.thaw_all()?;
+        if let (Means::Probes(tracker), Some(open)) = (&mut self.means, &mut self.window) {
+            open.window.take(&tracker.watch_closely(false)?);
+        }
+        Ok(thawed)
+    }
+
+    fn thaw_if_expired(&mut self) -> Result<()> {
+        if self.standstill.as_ref().is_some_and(Standstill::expired) {
+            let thawed = self.thaw_all()?;
+            self.tell(thawed, ThawReason::LeaseExpired)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the host that processes run again.
+    fn tell(&mut self, thawed: Vec<ProcessId>, reason: ThawReason) -> Result<()> {
+        if thawed.is_empty() {
+            return Ok(());
+        }
+        let message = ToHost {
+            session: self.session,
+            id: UNASKED,
+            last: true,
+            answer: Answer::News { thawed, reason },
+        };
+        let mut bytes = Vec::new();
+        encode(&message, &mut bytes)?;
+        // A host that has gone does not want to know.
+        self.port.write(&bytes)?;
         Ok(())
     }
 
@@ -276,6 +410,10 @@ fn without_probes(open: &mut Open) -> Vec<Task> {
         }
     }
     snapshot.tasks
+}
+
+fn told(answers: Result<Vec<Answer>>) -> Result<Vec<Answer>, Failure> {
+    answers.map_err(|error| failed(&error))
 }
 
 fn failed(error: &anyhow::Error) -> Failure {

@@ -101,6 +101,12 @@ impl Window {
         }
     }
 
+    /// Whether nobody outside could notice if a process paused.
+    pub(crate) fn may_pause(&self, process: ProcessId) -> bool {
+        let class = self.graph.class(process);
+        class.is_some_and(|class| !class.stays_live())
+    }
+
     /// The graph, for facts that come from elsewhere.
     pub(crate) fn graph(&mut self) -> &mut Graph {
         &mut self.graph

@@ -60,4 +60,6 @@ pub enum Uncertainty {
     UnknownObject,
     /// There are no probes in this kernel, and it was active.
     Untracked,
+    /// Somebody turned to it while it was frozen.
+    CalledWhileFrozen,
 }

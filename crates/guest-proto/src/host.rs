@@ -1,5 +1,7 @@
 //! The host's side of the conversation.
 
+use std::collections::VecDeque;
+
 use thiserror::Error;
 
 use crate::frame::{Decoder, TooLarge, encode};
@@ -8,6 +10,10 @@ use crate::message::{Answer, Failure, Request, ToAgent, ToHost};
 /// Frames that one request may be answered with: enough for every process and page of a large
 /// guest, and a bound on what a hostile one costs.
 pub const ANSWER_FRAMES_MAX: u32 = 16 * 1024;
+/// Id of what was not asked for.
+pub const UNASKED: u32 = 0;
+/// News that may wait to be taken.
+const NEWS_MAX: usize = 4096;
 /// Frames that make no sense, or answer nothing, before the agent is given up.
 const NONSENSE_MAX: u64 = 1024;
 
@@ -20,6 +26,7 @@ pub struct Host {
     /// Frames that may still come to the request on its way.
     left: u32,
     unasked: u64,
+    news: VecDeque<Answer>,
 }
 
 /// What an agent, or something in its place, did wrong.
@@ -45,12 +52,13 @@ impl Host {
             decoder: Decoder::new(),
             left: 0,
             unasked: 0,
+            news: VecDeque::new(),
         }
     }
 
     /// Asks; what is still to come to the request before is skipped.
     pub fn ask(&mut self, request: Request, out: &mut Vec<u8>) -> Result<(), TooLarge> {
-        self.last_id = self.last_id.wrapping_add(1);
+        self.last_id = self.last_id.wrapping_add(1).max(1);
         self.left = ANSWER_FRAMES_MAX;
         let message = ToAgent {
             session: self.session,
@@ -58,6 +66,11 @@ impl Host {
             request,
         };
         encode(&message, out)
+    }
+
+    /// What the agent told without being asked, and nobody has taken yet.
+    pub fn news(&mut self) -> Option<Answer> {
+        self.news.pop_front()
     }
 
     /// Takes bytes from the port.
@@ -75,6 +88,15 @@ impl Host {
             let Some(message) = message else {
                 return Ok(None);
             };
+            if (message.session, message.id) == (self.session, UNASKED)
+                && matches!(message.answer, Answer::News { .. })
+            {
+                if self.news.len() >= NEWS_MAX {
+                    return Err(ProtocolError::Endless);
+                }
+                self.news.push_back(message.answer);
+                continue;
+            }
             if (message.session, message.id) != (self.session, self.last_id) || self.left == 0 {
                 self.unasked += 1;
                 continue;

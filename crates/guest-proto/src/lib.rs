@@ -24,10 +24,10 @@ mod pages;
 mod rule;
 
 pub use frame::{Decoder, FRAME_MAX, TooLarge, encode};
-pub use host::{ANSWER_FRAMES_MAX, Host, ProtocolError};
+pub use host::{ANSWER_FRAMES_MAX, Host, ProtocolError, UNASKED};
 pub use message::{
-    Answer, Armed, Capabilities, Failure, Losses, ProcessRecord, Reason, Refusal, Request, Summary,
-    Tier, ToAgent, ToHost, Welcome, shortened,
+    Answer, Armed, Capabilities, Failure, FrozenReport, Losses, ProcessRecord, Reason, Refusal,
+    Request, Summary, ThawReason, Tier, ToAgent, ToHost, Welcome, shortened,
 };
 pub use pages::{PageSet, PageSetBuilder, PageSetError, Run};
 pub use rule::{Rule, RuleError, Subject, Traits, Treatment};

@@ -32,8 +32,38 @@ pub enum Request {
     },
     /// What every process is, and why.
     Report,
-    /// End the window.
+    /// End the window, and thaw what is frozen.
     Disarm,
+    /// The page frames that these processes alone use.
+    Owners {
+        /// Whose.
+        processes: Vec<ProcessId>,
+    },
+    /// Watch from now on which of their page frames these processes write.
+    WatchWrites {
+        /// Whose.
+        processes: Vec<ProcessId>,
+    },
+    /// The page frames written since then.
+    Written,
+    /// The page frames that nobody uses.
+    FreePages,
+    /// Freeze these processes, unless they have become dependent.
+    Freeze {
+        /// Which.
+        processes: Vec<ProcessId>,
+        /// They are thawed if the host says nothing for so long, in milliseconds.
+        lease_ms: u32,
+        /// Who has not come to a stand after so long runs on, in milliseconds.
+        deadline_ms: u32,
+    },
+    /// Let what is frozen stay so.
+    Renew {
+        /// For so long from now on, in milliseconds.
+        lease_ms: u32,
+    },
+    /// Thaw everything.
+    Thaw,
 }
 
 /// From the agent.
@@ -64,8 +94,50 @@ pub enum Answer {
     Disarmed,
     /// It cannot be done.
     Failed(Failure),
-    /// Guest page frames.
+    /// Page frames, in as many parts as are needed.
     Pages(PageSet),
+    /// The last part.
+    PagesEnd {
+        /// Processes that had gone.
+        gone: Vec<ProcessId>,
+        /// Page frames for which there was no room.
+        dropped: u64,
+    },
+    /// To [`Request::WatchWrites`].
+    Watching,
+    /// To [`Request::Freeze`].
+    Frozen(FrozenReport),
+    /// To [`Request::Renew`].
+    Renewed,
+    /// To [`Request::Thaw`].
+    Thawed(Vec<ProcessId>),
+    /// Unasked, with the id 0: these processes run again, and why.
+    News {
+        /// Which.
+        thawed: Vec<ProcessId>,
+        /// Why.
+        reason: ThawReason,
+    },
+}
+
+/// Who was frozen.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrozenReport {
+    /// They stand.
+    pub frozen: Vec<ProcessId>,
+    /// They run on, and why.
+    pub refused: Vec<(ProcessId, String)>,
+    /// How long it took, in microseconds.
+    pub took_us: u64,
+}
+
+/// Why processes were thawed without being asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ThawReason {
+    /// Somebody turned to one of them.
+    Called,
+    /// The host was silent for too long.
+    LeaseExpired,
 }
 
 /// The agent introduces itself.

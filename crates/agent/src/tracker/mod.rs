@@ -42,6 +42,8 @@ mod skeleton {
 
 /// Entries read from a map at a time.
 const BATCH: u32 = 1024;
+/// Walks over a map, each of which takes some hundreds of entries out.
+const DRAIN_MAX: usize = 512;
 /// Edges in the kernel's table at which it is emptied: it holds twice as many.
 const EMPTY_AT: u64 = 32 * 1024;
 
@@ -157,6 +159,27 @@ impl Tracker {
         Ok(u16::try_from(self.links.len()).unwrap_or(u16::MAX))
     }
 
+    /// From now on every flow counts as new, and is told at once: something is about to be frozen
+    /// at which it may be aimed. Yields what was new before.
+    pub(crate) fn watch_closely(&mut self, closely: bool) -> Result<Vec<Edge>> {
+        let mut edges = self.new_edges()?;
+        if let Some(variables) = self.skeleton.maps.bss_data.as_deref_mut() {
+            variables.urgent = u32::from(closely);
+        }
+        if closely {
+            if let Some(variables) = self.skeleton.maps.data_data.as_deref_mut() {
+                variables.epoch += 1;
+            }
+            self.drain_table(&mut edges)?;
+        }
+        Ok(edges)
+    }
+
+    /// What processes could be spoken to through.
+    pub(crate) fn held(&self) -> Result<Vec<Edge>> {
+        iterate(&self.skeleton.progs.held_files, EDGE, Edge::read)
+    }
+
     /// Ends a window.
     pub(crate) fn disarm(&mut self) {
         self.links.clear();
@@ -164,27 +187,25 @@ impl Tracker {
         let _ = self.ring.consume();
         self.arrived.borrow_mut().clear();
         for map in [&self.skeleton.maps.edges, &self.skeleton.maps.written] {
-            let entries = map.lookup_and_delete_batch(BATCH, MapFlags::ANY, MapFlags::ANY);
-            if let Ok(entries) = entries {
-                entries.for_each(drop);
-            }
+            // A map that cannot be emptied costs room.
+            let _ = drain(map, |_, _| {});
         }
         if let Some(variables) = self.skeleton.maps.bss_data.as_deref_mut() {
             variables.table_full = 0;
             variables.recorded = 0;
+            variables.urgent = 0;
         }
     }
 
-    /// Edges that are new. All of them if some did not fit the ring, or if the table must be
-    /// emptied.
+    /// Edges that are new: from the ring, and from the table itself if some did not fit the ring
+    /// or if it must be emptied.
     pub(crate) fn new_edges(&mut self) -> Result<Vec<Edge>> {
         self.ring.poll(Duration::ZERO)?;
         let mut edges = self.arrived.take();
         let counters = self.counters();
-        let must_empty = counters.recorded >= EMPTY_AT;
-        if must_empty || counters.ring_full != self.ring_full_before {
+        if counters.recorded >= EMPTY_AT || counters.ring_full != self.ring_full_before {
             self.ring_full_before = counters.ring_full;
-            edges = self.all_edges(must_empty)?;
+            self.drain_table(&mut edges)?;
         }
         Ok(edges)
     }
@@ -246,22 +267,15 @@ impl Tracker {
         Ok(())
     }
 
-    fn all_edges(&mut self, empty: bool) -> Result<Vec<Edge>> {
-        if let (true, Some(variables)) = (empty, self.skeleton.maps.bss_data.as_deref_mut()) {
+    fn drain_table(&mut self, edges: &mut Vec<Edge>) -> Result<()> {
+        if let Some(variables) = self.skeleton.maps.bss_data.as_deref_mut() {
             // What is recorded meanwhile is counted, whether it is taken now or not.
             variables.recorded = 0;
         }
-        let map = &self.skeleton.maps.edges;
-        let entries = match empty {
-            true => map.lookup_and_delete_batch(BATCH, MapFlags::ANY, MapFlags::ANY)?,
-            false => map.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY)?,
-        };
-        Ok(entries
-            .map(|(key, value)| {
-                debug_assert_eq!((key.len(), key.len() + value.len()), (KEY, EDGE));
-                Edge::read(&[key, value].concat())
-            })
-            .collect())
+        drain(&self.skeleton.maps.edges, |key, value| {
+            debug_assert_eq!((key.len(), key.len() + value.len()), (KEY, EDGE));
+            edges.push(Edge::read(&[key, value].concat()));
+        })
     }
 
     fn counters(&self) -> Counters {
@@ -287,6 +301,23 @@ impl Tracker {
             .map(|info| (info.id, info.recursion_misses))
             .collect()
     }
+}
+
+/// Takes everything out of a map. The library ends a walk at the first batch that is not full, as
+/// batches in the middle may be: so it is walked until there is nothing left.
+fn drain(map: &dyn MapCore, mut take: impl FnMut(Vec<u8>, Vec<u8>)) -> Result<()> {
+    // Bounded, should others fill it as fast as this takes out: the rest is for the next time.
+    for _ in 0..DRAIN_MAX {
+        let mut count = 0;
+        for (key, value) in map.lookup_and_delete_batch(BATCH, MapFlags::ANY, MapFlags::ANY)? {
+            count += 1;
+            take(key, value);
+        }
+        if count == 0 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn id_of(program: BorrowedFd<'_>) -> Option<u32> {

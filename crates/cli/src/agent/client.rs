@@ -5,8 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use depgraph::ProcessId;
 use guest_proto::{
-    Answer, Armed, Host, ProcessRecord, ProtocolError, Request, Rule, Summary, VERSION, Welcome,
+    Answer, Armed, FrozenReport, Host, PageSetError, ProcessRecord, ProtocolError, Request, Rule,
+    Run, Summary, ThawReason, VERSION, Welcome,
 };
 use thiserror::Error;
 
@@ -14,6 +16,8 @@ use thiserror::Error;
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// Longest wait for the agent to greet. (It loads its probes when it starts, before it answers.)
 const GREETING_LIMIT: Duration = Duration::from_secs(5);
+/// Runs of page frames that a host takes in: more than a guest's memory falls into.
+const RUNS_MAX: usize = 4 << 20;
 /// Processes that a host takes in: more than a guest of sensible size has.
 const PROCESSES_MAX: usize = 200_000;
 
@@ -43,6 +47,9 @@ pub enum AgentError {
     /// It breaks the rules.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
+    /// Page frames that the guest does not have.
+    #[error("the agent names {0}")]
+    Pages(#[from] PageSetError),
     /// It answers something else.
     #[error("the agent answers something that was not asked")]
     Unexpected,
@@ -65,6 +72,24 @@ pub struct Report {
     pub processes: Vec<ProcessRecord>,
     /// The window as a whole.
     pub summary: Summary,
+}
+
+/// Page frames of the guest.
+#[derive(Debug, Clone, Default)]
+pub struct Pages {
+    /// Runs of them.
+    pub runs: Vec<Run>,
+    /// Processes that had gone.
+    pub gone: Vec<ProcessId>,
+    /// Frames for which there was no room.
+    pub dropped: u64,
+}
+
+impl Pages {
+    /// How many.
+    pub fn count(&self) -> u64 {
+        self.runs.iter().map(|run| run.count).sum()
+    }
 }
 
 impl Client {
@@ -117,6 +142,98 @@ impl Client {
         }
     }
 
+    /// The page frames that these processes alone use, all below `limit`.
+    pub fn owners(&mut self, processes: Vec<ProcessId>, limit: u64) -> Result<Pages, AgentError> {
+        let answer = self.ask(Request::Owners { processes })?;
+        self.pages(answer, limit)
+    }
+
+    /// Watches from now on which of their page frames these processes write.
+    pub fn watch_writes(&mut self, processes: Vec<ProcessId>) -> Result<(), AgentError> {
+        match self.ask(Request::WatchWrites { processes })? {
+            Answer::Watching => Ok(()),
+            _ => Err(AgentError::Unexpected),
+        }
+    }
+
+    /// The page frames written since then.
+    pub fn written(&mut self, limit: u64) -> Result<Pages, AgentError> {
+        let answer = self.ask(Request::Written)?;
+        self.pages(answer, limit)
+    }
+
+    /// The page frames that nobody uses.
+    pub fn free_pages(&mut self, limit: u64) -> Result<Pages, AgentError> {
+        let answer = self.ask(Request::FreePages)?;
+        self.pages(answer, limit)
+    }
+
+    /// Freezes processes for as long as this is renewed.
+    pub fn freeze(
+        &mut self,
+        processes: Vec<ProcessId>,
+        lease: Duration,
+        deadline: Duration,
+    ) -> Result<FrozenReport, AgentError> {
+        let request = Request::Freeze {
+            processes,
+            lease_ms: millis(lease),
+            deadline_ms: millis(deadline),
+        };
+        match self.ask(request)? {
+            Answer::Frozen(report) => Ok(report),
+            _ => Err(AgentError::Unexpected),
+        }
+    }
+
+    /// Lets what is frozen stay so.
+    pub fn renew(&mut self, lease: Duration) -> Result<(), AgentError> {
+        let lease_ms = millis(lease);
+        match self.ask(Request::Renew { lease_ms })? {
+            Answer::Renewed => Ok(()),
+            _ => Err(AgentError::Unexpected),
+        }
+    }
+
+    /// Thaws everything.
+    pub fn thaw(&mut self) -> Result<Vec<ProcessId>, AgentError> {
+        match self.ask(Request::Thaw)? {
+            Answer::Thawed(thawed) => Ok(thawed),
+            _ => Err(AgentError::Unexpected),
+        }
+    }
+
+    /// What the agent told without being asked.
+    pub fn news(&mut self) -> Option<(Vec<ProcessId>, ThawReason)> {
+        match self.host.news()? {
+            Answer::News { thawed, reason } => Some((thawed, reason)),
+            _ => None,
+        }
+    }
+
+    fn pages(&mut self, mut answer: Answer, limit: u64) -> Result<Pages, AgentError> {
+        let mut pages = Pages::default();
+        loop {
+            match answer {
+                Answer::Pages(set) => {
+                    for run in set.iter(limit) {
+                        pages.runs.push(run?);
+                    }
+                    if pages.runs.len() > RUNS_MAX {
+                        return Err(AgentError::Protocol(ProtocolError::Endless));
+                    }
+                }
+                Answer::PagesEnd { gone, dropped } => {
+                    pages.gone = gone;
+                    pages.dropped = dropped;
+                    return Ok(pages);
+                }
+                _ => return Err(AgentError::Unexpected),
+            }
+            answer = self.more(Instant::now() + ANSWER_LIMIT)?;
+        }
+    }
+
     fn ask(&mut self, request: Request) -> Result<Answer, AgentError> {
         let limit = match request {
             Request::Hello { .. } => GREETING_LIMIT,
@@ -149,6 +266,10 @@ impl Client {
             }
         }
     }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
 fn silence(error: std::io::Error) -> AgentError {

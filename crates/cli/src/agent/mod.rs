@@ -6,5 +6,5 @@ pub(crate) mod explain;
 mod table;
 mod words;
 
-pub use client::{AgentError, Client, Report};
+pub use client::{AgentError, Client, Pages, Report};
 pub use words::Words;

@@ -157,6 +157,7 @@ pub(super) fn uncertain(why: Uncertainty) -> &'static str {
         Uncertainty::LostEvents => "uncertain: events were lost",
         Uncertainty::GraphFull => "uncertain: the agent has no room for all that it does",
         Uncertainty::UnknownObject => "uncertain: it uses something unknown",
+        Uncertainty::CalledWhileFrozen => "somebody turned to it while it was frozen",
         Uncertainty::Untracked => "uncertain: it was active, and this kernel has no probes",
     }
 }
