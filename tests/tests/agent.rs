@@ -66,6 +66,7 @@ fn explain_tells_who_depends_on_the_outside_and_why() -> Result<()> {
         command.is_some_and(|command| command.contains("writer 64"))
             && process["class"] == "independent"
             && process["anonymous_kib"].as_u64() > Some(64 << 10)
+            && process["dirty_bytes_per_s"].as_u64() > Some(1 << 20)
     };
     let mut all = told["processes"].as_array().into_iter().flatten();
     assert!(all.any(is_writer), "{told}");
@@ -92,6 +93,21 @@ fn explain_tells_who_depends_on_the_outside_and_why() -> Result<()> {
         "{dot}"
     );
     client.finish::<Value>()?;
+
+    let check = |agent: &Path| -> Result<String> {
+        let mut command = Command::new(program("unmoor"));
+        command.arg("check").arg("--qmp").arg(vm.qmp_path());
+        let output = command.arg("--agent").arg(agent).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let able = check(&vm.agent_path())?;
+    assert!(
+        able.contains("follows processes, knows page owners, can freeze"),
+        "{able}"
+    );
+    let absent = check(Path::new("/nonexistent"))?;
+    assert!(absent.contains("every page live"), "{absent}");
     results::record("explain", &told)
 }
 

@@ -120,6 +120,10 @@ pub struct CheckArgs {
     #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
     pub qmp: PathBuf,
 
+    /// QEMU's socket of the VM's virtio-serial port org.unmoor.0: checks the agent, too.
+    #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
+    pub agent: Option<PathBuf>,
+
     /// Prints one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -136,6 +140,11 @@ pub struct ExplainArgs {
     /// How long to follow who exchanges data with whom.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub window: Duration,
+
+    /// How long to watch, after that, how fast processes write memory. Each first write to a page
+    /// costs them a fault meanwhile; 0s leaves it out.
+    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = humantime::parse_duration)]
+    pub sample: Duration,
 
     /// A rule that comes before those of the guest, such as `may-pause unit:batch.service`; may
     /// be given several times.

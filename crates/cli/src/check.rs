@@ -26,6 +26,7 @@ fn check(args: &CheckArgs) -> Result<Exit, hypervisor::Error> {
         check_source(&mut vm)?
     };
     let facts = vm.facts()?;
+    let agent = args.agent.as_deref().map(crate::agent::Check::of);
     let movable = findings.blockers().next().is_none();
     if args.json {
         let answer = serde_json::json!({
@@ -33,6 +34,7 @@ fn check(args: &CheckArgs) -> Result<Exit, hypervisor::Error> {
             "role": if waits { "destination" } else { "source" },
             "vm": facts,
             "findings": findings,
+            "agent": agent,
         });
         println!("{answer}");
     } else {
@@ -50,6 +52,9 @@ fn check(args: &CheckArgs) -> Result<Exit, hypervisor::Error> {
         );
         for finding in findings.iter() {
             println!("{finding}");
+        }
+        if let Some(agent) = &agent {
+            println!("{agent}");
         }
         println!(
             "{}",

@@ -102,6 +102,8 @@ pub enum Answer {
         gone: Vec<ProcessId>,
         /// Page frames for which there was no room.
         dropped: u64,
+        /// To [`Request::Written`]: how many of them each process wrote.
+        by_process: Vec<(ProcessId, u64)>,
     },
     /// To [`Request::WatchWrites`].
     Watching,

@@ -83,6 +83,8 @@ pub struct Pages {
     pub gone: Vec<ProcessId>,
     /// Frames for which there was no room.
     pub dropped: u64,
+    /// How many of them each process wrote, where that was asked.
+    pub by_process: Vec<(ProcessId, u64)>,
 }
 
 impl Pages {
@@ -223,7 +225,12 @@ impl Client {
                         return Err(AgentError::Protocol(ProtocolError::Endless));
                     }
                 }
-                Answer::PagesEnd { gone, dropped } => {
+                Answer::PagesEnd {
+                    gone,
+                    dropped,
+                    by_process,
+                } => {
+                    pages.by_process = by_process;
                     pages.gone = gone;
                     pages.dropped = dropped;
                     return Ok(pages);

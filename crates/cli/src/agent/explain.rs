@@ -1,9 +1,10 @@
 //! `unmoor explain`: who depends on the outside world, on what, and why.
 
-use std::time::Instant;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
-use depgraph::Class;
-use guest_proto::{Armed, ProcessRecord, Tier, Welcome};
+use depgraph::{Class, ProcessId};
+use guest_proto::{Armed, ProcessRecord, ProtocolError, Tier, Welcome};
 use rustix::event::{PollFd, PollFlags};
 use serde_json::{Value, json};
 
@@ -14,6 +15,40 @@ use crate::args::ExplainArgs;
 use crate::exit::Exit;
 use crate::poll::wait;
 use crate::signals::Signals;
+
+/// Less anonymous memory than this is not worth a look.
+const SAMPLED_KIB: u64 = 1024;
+/// Processes looked at: more would take longer than the sample.
+const SAMPLED_MAX: usize = 500;
+/// Bound for the page frames that a guest may name here, where they are only counted: 4 PiB.
+const FRAMES_MAX: u64 = 1 << 40;
+
+/// What a process has written during the sample.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HotSet {
+    frames: u64,
+    seconds: f64,
+}
+
+/// That of every process that was looked at.
+pub(super) type HotSets = HashMap<ProcessId, HotSet>;
+
+impl HotSet {
+    /// Its size.
+    pub(super) fn bytes(&self) -> u64 {
+        self.frames.saturating_mul(4096)
+    }
+
+    /// How fast it was written; pages written more than once count once.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rate, and not negative"
+    )]
+    pub(super) fn bytes_per_s(&self) -> u64 {
+        (self.bytes() as f64 / self.seconds.max(1e-3)) as u64
+    }
+}
 
 /// Runs the command.
 pub(crate) fn run(args: &ExplainArgs) -> Exit {
@@ -46,13 +81,14 @@ fn explain(args: &ExplainArgs) -> Result<Exit, AgentError> {
     let mut fds = [PollFd::from_borrowed_fd(signals.fd(), PollFlags::IN)];
     let cancelled = wait(&mut fds, Some(Instant::now() + args.window))? > 0;
     let report = client.report()?;
+    let hot = sample(&mut client, &signals, &report, args.sample)?;
     client.disarm()?;
     if args.json {
-        println!("{}", as_json(&welcome, &armed, &report));
+        println!("{}", as_json(&welcome, &armed, &report, &hot));
     } else if args.dot {
         print!("{}", dot::dot(&report));
     } else {
-        print!("{}", table::table(&report));
+        print!("{}", table::table(&report, &hot));
     }
     Ok(if cancelled {
         Exit::Cancelled
@@ -61,12 +97,51 @@ fn explain(args: &ExplainArgs) -> Result<Exit, AgentError> {
     })
 }
 
-fn as_json(welcome: &Welcome, armed: &Armed, report: &Report) -> Value {
+/// How much memory processes write: those that have enough to matter.
+fn sample(
+    client: &mut Client,
+    signals: &Signals,
+    report: &Report,
+    time: Duration,
+) -> Result<HotSets, AgentError> {
+    let large = report.processes.iter();
+    let large: Vec<ProcessId> = large
+        .filter(|record| record.anonymous_kib >= SAMPLED_KIB)
+        .map(|record| record.id)
+        .take(SAMPLED_MAX)
+        .collect();
+    if time.is_zero() || large.is_empty() {
+        return Ok(HotSets::default());
+    }
+    let begin = Instant::now();
+    match client.watch_writes(large) {
+        Ok(()) => {}
+        Err(AgentError::Protocol(ProtocolError::Failed(failure))) => {
+            eprintln!(
+                "unmoor: rates are not known: {}",
+                printable(&failure.message)
+            );
+            return Ok(HotSets::default());
+        }
+        Err(error) => return Err(error),
+    }
+    let mut fds = [PollFd::from_borrowed_fd(signals.fd(), PollFlags::IN)];
+    wait(&mut fds, Some(begin + time))?;
+    let written = client.written(FRAMES_MAX)?;
+    let seconds = begin.elapsed().as_secs_f64();
+    Ok(written
+        .by_process
+        .into_iter()
+        .map(|(id, frames)| (id, HotSet { frames, seconds }))
+        .collect())
+}
+
+fn as_json(welcome: &Welcome, armed: &Armed, report: &Report, hot: &HotSets) -> Value {
     let words = Words::new(&report.processes);
     let processes: Vec<Value> = report
         .processes
         .iter()
-        .map(|record| process(record, &words))
+        .map(|record| process(record, &words, hot))
         .collect();
     let summary = &report.summary;
     json!({
@@ -89,7 +164,8 @@ fn as_json(welcome: &Welcome, armed: &Armed, report: &Report) -> Value {
     })
 }
 
-fn process(record: &ProcessRecord, words: &Words<'_>) -> Value {
+fn process(record: &ProcessRecord, words: &Words<'_>, hot: &HotSets) -> Value {
+    let hot = hot.get(&record.id);
     let distance = match record.class {
         Class::Dependent { distance } => Some(distance),
         _ => None,
@@ -107,5 +183,7 @@ fn process(record: &ProcessRecord, words: &Words<'_>) -> Value {
         "why": words.chain(record),
         "reason": record.reason,
         "anonymous_kib": record.anonymous_kib,
+        "hot_kib": hot.map(|hot| hot.bytes() / 1024),
+        "dirty_bytes_per_s": hot.map(HotSet::bytes_per_s),
     })
 }

@@ -1,10 +1,12 @@
 //! The agent in the guest: talking to it, and telling people what it says.
 
+mod check;
 mod client;
 mod dot;
 pub(crate) mod explain;
 mod table;
 mod words;
 
+pub(crate) use check::Check;
 pub use client::{AgentError, Client, Pages, Report};
 pub use words::Words;

@@ -7,27 +7,35 @@ use depgraph::Class;
 use guest_proto::ProcessRecord;
 
 use super::client::Report;
+use super::explain::HotSets;
 use super::words::{Words, printable, uncertain};
 use crate::report::bytes;
 
 /// Everything, by control group.
-pub(super) fn table(report: &Report) -> String {
+pub(super) fn table(report: &Report, hot: &HotSets) -> String {
     let words = Words::new(&report.processes);
     let mut groups: BTreeMap<&str, Vec<&ProcessRecord>> = BTreeMap::new();
     for record in &report.processes {
         groups.entry(&record.cgroup).or_default().push(record);
     }
-    let mut text = String::new();
+    let mut text = format!(
+        "  {:<11} {:>7} {:<15} {:>10} {:>12}  why\n",
+        "class", "pid", "process", "memory", "dirtied"
+    );
     for (group, mut records) in groups {
         records.sort_by_key(|record| (record.class, record.id));
         if !group.is_empty() {
             let _ = writeln!(text, "{}", printable(group));
         }
         for record in records {
+            let rate = match hot.get(&record.id) {
+                Some(hot) => format!("{}/s", bytes(hot.bytes_per_s())),
+                None => String::new(),
+            };
             let reason = words.chain(record).join("; ");
             let _ = writeln!(
                 text,
-                "  {:<11} {:>7} {:<15} {:>10}  {reason}",
+                "  {:<11} {:>7} {:<15} {:>10} {rate:>12}  {reason}",
                 Words::class(record.class),
                 record.id.pid,
                 printable(&record.name),
