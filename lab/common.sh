@@ -51,20 +51,24 @@ suite_apt() { # suite_apt SUITE APT-COMMAND ARGS...: apt with that suite alone
     -o Dir::State::status="$state/status" -o APT::Sandbox::User=root -qq "$@"
 }
 
-guest_release() { # the release of the guests' kernel
+kernel_release() { # kernel_release ROOT: the release of the kernel unpacked there
   local kernel
-  kernel=$(basename "$LAB"/guest-root/boot/vmlinuz-*)
+  kernel=$(basename "$1"/boot/vmlinuz-*)
   printf '%s' "${kernel#vmlinuz-}"
 }
 
-add_modules() { # add_modules IMAGE MODULE...: modules, and the order in which they load
-  local folder=$1/lib/modules module release
-  shift
-  release=$(guest_release)
-  depmod -b "$LAB/guest-root" "$release"
+guest_release() { # the release of the guests' usual kernel
+  kernel_release "$LAB/guest-root"
+}
+
+add_modules() { # add_modules IMAGE ROOT MODULE...: modules, and the order in which they load
+  local folder=$1/lib/modules root=$2 module release
+  shift 2
+  release=$(kernel_release "$root")
+  depmod -b "$root" "$release"
   mkdir -p "$folder"
   for module in "$@"; do
-    modprobe -d "$LAB/guest-root" -S "$release" --show-depends "$module"
+    modprobe -d "$root" -S "$release" --show-depends "$module"
   done | awk '$1 == "insmod" { print $2 }' | awk '!seen[$0]++' | while read -r module; do
     install -m 644 "$module" "$folder/"
     basename "$module"

@@ -115,7 +115,7 @@ rm -rf "$image"
 mkdir -p "$image"/{base,bin,dev,proc,root,rw,sys}
 install -m 755 "$LAB/guest-root/bin/busybox" "$image/bin/busybox"
 install -m 755 lab/debian-init.sh "$image/init"
-add_modules "$image" "${modules[@]}"
+add_modules "$image" "$LAB/guest-root" "${modules[@]}"
 pack_initrd "$image" "$LAB/debian-initrd.gz"
 rm -rf "$image"
 printf '%s' "$key" >"$LAB/debian.key"

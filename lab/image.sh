@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Builds the guest's image, an initramfs: busybox, the kernel's virtio modules, Redis with its
-# libraries, and the lab's own guest programs. The same inputs give the same image.
+# Builds the guest's image, an initramfs for each kernel: busybox, the kernel's virtio modules,
+# Redis with its libraries, and the lab's own guest programs. The same inputs give the same image.
 set -euo pipefail
 programs=("$@")
 cd "$(dirname "$0")/.."
 . lab/common.sh
 root=$LAB/guest-root
+newer=$LAB/kernel-backports
 
-release=$(guest_release)
-key=$(cat lab/image.sh lab/common.sh lab/init.sh "${programs[@]}" "$root/.unpacked" | sha256sum | cut -c1-16)
+inputs=(lab/image.sh lab/common.sh lab/init.sh "${programs[@]}" "$root/.unpacked" "$newer/.unpacked")
+key=$(cat "${inputs[@]}" | sha256sum | cut -c1-16)
 [ "$(cat "$LAB/image.key" 2>/dev/null)" != "$key" ] || exit 0
 say 'building the guest image'
 
@@ -36,9 +37,16 @@ ln -sf redis-check-rdb "$image/usr/bin/redis-server"
 add_program redis-cli
 add_program redis-benchmark
 
-add_modules "$image" virtio_pci virtio_console virtio_net virtio_rng virtio_balloon \
-  vsock_loopback
-pack_initrd "$image" "$LAB/initrd.gz"
-cp "$root/boot/vmlinuz-$release" "$LAB/vmlinuz"
-printf '%s' "$release" >"$LAB/kernel-release"
+image_for() { # image_for ROOT SUFFIX: the image with the modules of the kernel unpacked there
+  local release
+  release=$(kernel_release "$1")
+  rm -rf "$image/lib/modules"
+  add_modules "$image" "$1" virtio_pci virtio_console virtio_net virtio_rng virtio_balloon \
+    vsock_loopback
+  pack_initrd "$image" "$LAB/initrd$2.gz"
+  cp "$1/boot/vmlinuz-$release" "$LAB/vmlinuz$2"
+  printf '%s' "$release" >"$LAB/kernel-release$2"
+}
+image_for "$root" ''
+image_for "$newer" -backports
 printf '%s' "$key" >"$LAB/image.key"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the lab ready: packages, QEMU 10 and 7.2 side by side, the guest's kernel and image.
+# Makes the lab ready: packages, QEMU 10 and 7.2 side by side, the guest's kernels and images.
 # Safe to run at any time; does only what is missing. Everything but a few packages lands under
 # target/lab.
 set -euo pipefail
@@ -42,11 +42,15 @@ qemu_packages=(qemu-system-x86 qemu-system-common qemu-system-data seabios)
 unpack "$VERSION_CODENAME-backports" qemu-10 "${qemu_packages[@]}"
 unpack "$VERSION_CODENAME" qemu-7.2 "${qemu_packages[@]}"
 
+guest_kernel() { # guest_kernel SUITE: the package with that suite's kernel for VMs
+  suite_apt "$1" apt-cache depends linux-image-cloud-amd64 |
+    awk '$1 == "Depends:" && $2 ~ /^linux-image-/ { print $2; exit }'
+}
+
 # The guest's kernel, and real programs with the libraries that they need.
 if [ ! -e "$LAB/guest-packages" ]; then
   suite_apt "$VERSION_CODENAME" apt-get update
-  kernel=$(suite_apt "$VERSION_CODENAME" apt-cache depends linux-image-cloud-amd64 |
-    awk '$1 == "Depends:" && $2 ~ /^linux-image-/ { print $2; exit }')
+  kernel=$(guest_kernel "$VERSION_CODENAME")
   libraries=$(suite_apt "$VERSION_CODENAME" apt-cache depends --recurse --no-recommends \
     --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances redis-server redis-tools |
     grep -E '^lib[a-z0-9.+-]+$' | sort -u)
@@ -55,6 +59,14 @@ if [ ! -e "$LAB/guest-packages" ]; then
 fi
 mapfile -t guest_packages <"$LAB/guest-packages"
 unpack "$VERSION_CODENAME" guest-root "${guest_packages[@]}"
+
+# A newer kernel for the same image.
+if [ ! -s "$LAB/backports-kernel" ]; then
+  suite_apt "$VERSION_CODENAME-backports" apt-get update
+  guest_kernel "$VERSION_CODENAME-backports" >"$LAB/backports-kernel.new"
+  mv "$LAB/backports-kernel.new" "$LAB/backports-kernel"
+fi
+unpack "$VERSION_CODENAME-backports" kernel-backports "$(cat "$LAB/backports-kernel")"
 
 # --- The guest's image.
 cargo=${CARGO:-cargo}

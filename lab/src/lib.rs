@@ -26,7 +26,7 @@ pub mod vm;
 use std::path::{Path, PathBuf};
 
 pub use net::{Host, Lab, LabOptions, LinkBytes};
-pub use vm::{Image, QemuVersion, Vm, VmOptions};
+pub use vm::{Image, Kernel, QemuVersion, Vm, VmOptions};
 
 /// Address of host A on the migration link.
 pub const HOST_A: &str = "10.78.0.2";

@@ -77,13 +77,36 @@ pub enum Image {
     Debian,
 }
 
-impl Image {
-    fn initrd(self) -> PathBuf {
+/// Which Linux the guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// Debian 12's own: 6.1.
+    Debian12,
+    /// The one of Debian 12's backports: 6.12. With the small image only.
+    Backports,
+}
+
+impl Kernel {
+    fn file(self) -> PathBuf {
         provisions().join(match self {
-            Image::Small => "initrd.gz",
-            Image::Debian => "debian-initrd.gz",
+            Kernel::Debian12 => "vmlinuz",
+            Kernel::Backports => "vmlinuz-backports",
         })
     }
+
+    /// Its modules and the image; `None` if there is none with both.
+    fn initrd(self, image: Image) -> Option<PathBuf> {
+        let name = match (image, self) {
+            (Image::Small, Kernel::Debian12) => "initrd.gz",
+            (Image::Small, Kernel::Backports) => "initrd-backports.gz",
+            (Image::Debian, Kernel::Debian12) => "debian-initrd.gz",
+            (Image::Debian, Kernel::Backports) => return None,
+        };
+        Some(provisions().join(name))
+    }
+}
+
+impl Image {
 
     /// Longest wait for the guest to boot: seconds in truth (20 for Debian), under emulation on a
     /// busy machine more.
@@ -109,6 +132,8 @@ pub struct VmOptions {
     pub version: QemuVersion,
     /// What the guest is.
     pub image: Image,
+    /// Which Linux it runs.
+    pub kernel: Kernel,
     /// Machine type.
     pub machine: String,
     /// RAM as QEMU writes it; it has to suffice for the image.
@@ -137,6 +162,7 @@ impl Default for VmOptions {
         VmOptions {
             version: QemuVersion::V10,
             image: Image::Small,
+            kernel: Kernel::Debian12,
             machine: "q35".into(),
             memory: "512M".into(),
             vcpus: 2,
@@ -185,7 +211,9 @@ impl Vm {
     pub fn start(lab: &Lab, host: Host, options: &VmOptions) -> Result<Self> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        for file in [Some(options.image.initrd()), options.image.disk()] {
+        let initrd = options.kernel.initrd(options.image);
+        let initrd = initrd.context("the Debian guest has its own kernel only")?;
+        for file in [Some(&initrd), options.image.disk().as_ref()] {
             if let Some(file) = file.filter(|file| !file.exists()) {
                 bail!(
                     "{} is missing: run `make setup setup-debian`",
@@ -195,7 +223,7 @@ impl Vm {
         }
         let folder = lab.run_dir().join(format!("vm-{host}-{count}"));
         fs::create_dir(&folder)?;
-        let mut command = command(lab, host, options, &folder);
+        let mut command = command(lab, host, options, &initrd, &folder);
         command.stderr(File::create(folder.join("stderr"))?);
         command.stdout(Stdio::null());
         let child = command.spawn().context("starting QEMU")?;
@@ -355,7 +383,13 @@ impl Drop for Vm {
     }
 }
 
-fn command(lab: &Lab, host: Host, options: &VmOptions, folder: &Path) -> Command {
+fn command(
+    lab: &Lab,
+    host: Host,
+    options: &VmOptions,
+    initrd: &Path,
+    folder: &Path,
+) -> Command {
     let (program, (name, value), firmware) = options.version.arguments();
     let mut command = lab.command(host, program);
     command.env(name, value);
@@ -378,9 +412,8 @@ fn command(lab: &Lab, host: Host, options: &VmOptions, folder: &Path) -> Command
         "-no-user-config",
         "-no-reboot",
     ]);
-    let provisions = provisions();
-    command.arg("-kernel").arg(provisions.join("vmlinuz"));
-    command.arg("-initrd").arg(options.image.initrd());
+    command.arg("-kernel").arg(options.kernel.file());
+    command.arg("-initrd").arg(initrd);
     let mut words = "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0".to_owned();
     if options.network {
         words += &format!(" lab.ip={GUEST}/24");
