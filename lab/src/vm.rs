@@ -107,7 +107,6 @@ impl Kernel {
 }
 
 impl Image {
-
     /// Longest wait for the guest to boot: seconds in truth (20 for Debian), under emulation on a
     /// busy machine more.
     fn boot_limit(self) -> Duration {
@@ -383,13 +382,7 @@ impl Drop for Vm {
     }
 }
 
-fn command(
-    lab: &Lab,
-    host: Host,
-    options: &VmOptions,
-    initrd: &Path,
-    folder: &Path,
-) -> Command {
+fn command(lab: &Lab, host: Host, options: &VmOptions, initrd: &Path, folder: &Path) -> Command {
     let (program, (name, value), firmware) = options.version.arguments();
     let mut command = lab.command(host, program);
     command.env(name, value);
