@@ -16,6 +16,7 @@ mod policy;
 mod port;
 mod processes;
 mod serve;
+mod standing;
 mod standstill;
 mod tracker;
 mod window;

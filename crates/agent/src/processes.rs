@@ -45,10 +45,28 @@ fn text(id: ProcessId, name: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// CPU time that a process has used, in ticks.
-pub(crate) fn cpu_ticks(pid: u32) -> Option<u64> {
+/// Differs from an earlier one if the process has run in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Activity {
+    /// Processor time: of somebody who does not stop running.
+    ticks: u64,
+    /// How often its threads were switched: of somebody who runs for less than a tick.
+    switches: u64,
+}
+
+/// How much a process has run.
+pub(crate) fn activity(pid: u32) -> Option<Activity> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    ticks_of(&stat)
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let switches = threads.flatten().map(|thread| {
+        let status = fs::read(thread.path().join("status")).unwrap_or_default();
+        let status = String::from_utf8_lossy(&status);
+        field(&status, "voluntary_ctxt_switches:") + field(&status, "nonvoluntary_ctxt_switches:")
+    });
+    Some(Activity {
+        ticks: ticks_of(&stat)?,
+        switches: switches.sum(),
+    })
 }
 
 /// Memory of the machine, in KiB.
@@ -125,6 +143,28 @@ mod tests {
         assert_eq!(stat_fields(stat), Some(("a) b".into(), 3, 4242)));
         assert_eq!(ticks_of(stat), Some(55 + 66));
         assert_eq!(stat_fields("7 (a"), None);
+    }
+
+    #[test]
+    fn whoever_sleeps_has_run() -> Result<(), Box<dyn std::error::Error>> {
+        let mut sleeper = std::process::Command::new("sleep").arg("1000").spawn()?;
+        let asleep = |pid| loop {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // A moment later the switch has been counted.
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            if stat.contains("(sleep) S") {
+                break activity(pid);
+            }
+        };
+        let before = asleep(sleeper.id());
+        assert!(before.is_some());
+        assert_eq!(before, activity(sleeper.id()));
+        sleeper.kill()?;
+        sleeper.wait()?;
+        let ours = activity(std::process::id());
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        assert_ne!(ours, activity(std::process::id()));
+        Ok(())
     }
 
     #[test]

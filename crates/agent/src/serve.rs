@@ -15,7 +15,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::addresses;
 use crate::memory::{self, Memory};
 use crate::port::{Port, timespec};
-use crate::processes;
+use crate::processes::{self, Activity};
+use crate::standing;
 use crate::standstill::Standstill;
 use crate::tracker::{Edge, Snapshot, Task, Tracker};
 use crate::window::Window;
@@ -56,8 +57,8 @@ pub(crate) struct Agent {
 struct Open {
     window: Window,
     asked: Instant,
-    /// Without probes: the time that each process had used when the window opened.
-    used: HashMap<ProcessId, Option<u64>>,
+    /// Without probes: how much each process had run when the window opened.
+    used: HashMap<ProcessId, Option<Activity>>,
 }
 
 impl Agent {
@@ -381,7 +382,7 @@ impl Agent {
     }
 }
 
-/// Whoever has used the processor since the window opened may have spoken to anybody.
+/// Whoever has run since the window opened may have spoken to anybody.
 fn without_probes(open: &mut Open) -> Vec<Task> {
     let tasks: Vec<Task> = processes::list()
         .into_iter()
@@ -393,14 +394,12 @@ fn without_probes(open: &mut Open) -> Vec<Task> {
             name,
         })
         .collect();
-    let snapshot = Snapshot {
-        tasks,
-        edges: Vec::new(),
-    };
+    let edges = standing::edges(&tasks, &addresses::own());
+    let snapshot = Snapshot { tasks, edges };
     let first = open.used.is_empty();
     open.window.stands(&snapshot);
     for task in &snapshot.tasks {
-        let now = processes::cpu_ticks(task.id.pid);
+        let now = processes::activity(task.id.pid);
         if first {
             open.used.insert(task.id, now);
         } else if open.used.get(&task.id) != Some(&now) {
