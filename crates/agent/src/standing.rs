@@ -401,7 +401,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
     fn sockets_of_this_process_are_found() {
         let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
         let inner = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
