@@ -117,6 +117,12 @@ mod tests {
             };
             assert_eq!(of(&policy, &process), Some(Treatment::Sink), "{exe}");
         }
+        let udevd = Traits {
+            exe: "/usr/bin/udevadm",
+            cgroup: "/system.slice/systemd-udevd.service/udev",
+            ..Traits::default()
+        };
+        assert_eq!(of(&policy, &udevd), Some(Treatment::Sink));
     }
 
     #[test]
