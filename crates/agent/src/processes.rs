@@ -31,12 +31,25 @@ pub(crate) fn place(id: ProcessId) -> Place {
     }
 }
 
-/// What it was started as, and its memory.
-pub(crate) fn info(id: ProcessId) -> Info {
+/// What it was started as, and its memory; nothing if it has ended.
+pub(crate) fn info(id: ProcessId) -> Option<Info> {
+    let status = text(id, "status");
+    if has_ended(&status) {
+        return None;
+    }
     let command = text(id, "cmdline").replace('\0', " ");
-    Info {
+    Some(Info {
         command: shortened(command.trim_end(), COMMAND_MAX),
-        anonymous_kib: field(&text(id, "status"), "RssAnon:"),
+        anonymous_kib: field(&status, "RssAnon:"),
+    })
+}
+
+/// Gone, or waiting for its parent to ask. A first thread may end before the others do.
+fn has_ended(status: &str) -> bool {
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    match state.map(str::trim_start) {
+        None => true,
+        Some(state) => state.starts_with(['Z', 'X']) && field(status, "Threads:") <= 1,
     }
 }
 
@@ -165,6 +178,14 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(1));
         assert_ne!(ours, activity(std::process::id()));
         Ok(())
+    }
+
+    #[test]
+    fn a_process_lives_as_long_as_one_of_its_threads() {
+        assert!(!has_ended("Name:\ta\nState:\tR (running)\nThreads:\t1\n"));
+        assert!(!has_ended("State:\tZ (zombie)\nThreads:\t2\n"));
+        assert!(has_ended("State:\tZ (zombie)\nThreads:\t1\n"));
+        assert!(has_ended(""));
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Window {
             .iter()
             .filter(|task| !task.is_kernel && task.id.pid != std::process::id())
             .filter(|task| seen.insert(task.id))
-            .map(|task| self.record(task, &mut names))
+            .filter_map(|task| self.record(task, &mut names))
             .collect()
     }
 
@@ -112,8 +112,9 @@ impl Window {
         &mut self.graph
     }
 
-    fn record(&self, task: &Task, names: &mut names::Names) -> ProcessRecord {
-        let info = processes::info(task.id);
+    /// Nothing about one that has ended since the snapshot.
+    fn record(&self, task: &Task, names: &mut names::Names) -> Option<ProcessRecord> {
+        let info = processes::info(task.id)?;
         let class = self.graph.class(task.id).unwrap_or(Class::Independent);
         let (cgroup, rule) = self.places.get(&task.id).cloned().unwrap_or_default();
         let reason = match (class, rule) {
@@ -128,7 +129,7 @@ impl Window {
                 },
             },
         };
-        ProcessRecord {
+        Some(ProcessRecord {
             id: task.id,
             parent: task.parent,
             name: task.name.clone(),
@@ -137,7 +138,7 @@ impl Window {
             class,
             reason,
             anonymous_kib: info.anonymous_kib,
-        }
+        })
     }
 
     /// What the rules say of a process. It may have become another program since the last time.
