@@ -13,6 +13,7 @@ use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -53,6 +54,8 @@ pub(crate) struct Tracker {
     ring: RingBuffer<'static>,
     arrived: Rc<RefCell<Vec<Edge>>>,
     links: Vec<Link>,
+    /// Detaches the last window's probes.
+    detaching: Option<JoinHandle<()>>,
     missing: Vec<String>,
     /// Ids of the probes, and how often each was skipped before the window.
     skipped_before: Vec<(u32, u64)>,
@@ -104,6 +107,7 @@ impl Tracker {
             ring,
             arrived,
             links: Vec::new(),
+            detaching: None,
             missing,
             skipped_before: Vec::new(),
             ring_full_before: 0,
@@ -141,6 +145,11 @@ impl Tracker {
     /// Begins a window: forgets the last one's edges and attaches the probes.
     pub(crate) fn arm(&mut self) -> Result<u16> {
         self.disarm();
+        if let Some(thread) = self.detaching.take() {
+            let _ = thread.join();
+            // What the old probes have seen meanwhile.
+            self.forget();
+        }
         let data = self.skeleton.maps.data_data.as_deref_mut();
         data.context("no variables")?.epoch += 1;
         // What processes have mapped to write is being written.
@@ -180,9 +189,18 @@ impl Tracker {
         iterate(&self.skeleton.progs.held_files, EDGE, Edge::read)
     }
 
-    /// Ends a window.
+    /// Ends a window. The kernel waits at each probe until every task that wants to run has run
+    /// (`synchronize_rcu_tasks`), which takes a busy guest half a minute for all: nobody waits
+    /// for that but the next window.
     pub(crate) fn disarm(&mut self) {
-        self.links.clear();
+        let links = std::mem::take(&mut self.links);
+        if !links.is_empty() {
+            self.detaching = Some(std::thread::spawn(move || drop(links)));
+        }
+        self.forget();
+    }
+
+    fn forget(&mut self) {
         // What has arrived belongs to the window that ends.
         let _ = self.ring.consume();
         self.arrived.borrow_mut().clear();
