@@ -272,11 +272,12 @@ fn number(vm: &mut Vm, command: &str) -> Result<u64> {
 }
 
 /// The processes that were there before the window, but for the kernel's and the agent.
-fn old_processes(vm: &mut Vm) -> Result<BTreeSet<u32>> {
-    let list = vm.guest(
+fn old_processes(vm: &mut Vm, opened: Instant) -> Result<BTreeSet<u32>> {
+    let age = opened.elapsed().as_secs() + 2;
+    let list = vm.guest(&format!(
         "ps -eo pid=,ppid=,etimes=,comm= | \
-         awk '$1 != 2 && $2 != 2 && $3 > 30 && $4 != \"unmoor-agent\" { print $1 }'",
-    )?;
+         awk '$1 != 2 && $2 != 2 && $3 > {age} && $4 != \"unmoor-agent\" {{ print $1 }}'"
+    ))?;
     Ok(list.lines().map(|pid| pid.parse().unwrap()).collect())
 }
 
@@ -345,7 +346,7 @@ fn real_programs_are_what_they_should_be() -> Result<()> {
     // All but the short-lived ones are still there.
     let seen: BTreeSet<u32> = report.processes.iter().map(|one| one.id.pid).collect();
     let in_namespace = pids_of(&mut vm, "s7-pids")?;
-    let old = old_processes(&mut vm)?;
+    let old = old_processes(&mut vm, opened)?;
     let ended = Instant::now();
     agent.disarm()?;
     let disarm_ms = ended.elapsed().as_secs_f64() * 1e3;
