@@ -39,6 +39,7 @@ fn v4(fib_trie: &str) -> impl Iterator<Item = Ipv4Addr> + '_ {
 fn v6(if_inet6: &str) -> impl Iterator<Item = Ipv6Addr> + '_ {
     if_inet6.lines().filter_map(|line| {
         let digits = line.split_ascii_whitespace().next()?;
+        let digits = (digits.len() == 32).then_some(digits)?;
         Some(Ipv6Addr::from(u128::from_str_radix(digits, 16).ok()?))
     })
 }
