@@ -30,6 +30,8 @@ impl Names {
                     shortened(&name.unwrap_or_default(), NAME_MAX)
                 }
                 ObjectKind::Udp => format!("port {}", object.a),
+                // A listening socket, apart from its connections.
+                ObjectKind::Tcp if object.b == u64::MAX => format!("to port {}", object.a),
                 _ => String::new(),
             })
             .clone()

@@ -197,7 +197,7 @@ impl Agent {
 
     fn arm(&mut self, rules: Vec<Rule>) -> Result<Armed> {
         let begin = Instant::now();
-        self.disarm();
+        self.close()?;
         let mut open = Open {
             window: Window::new(rules),
             asked: begin,
@@ -221,12 +221,21 @@ impl Agent {
         })
     }
 
-    fn disarm(&mut self) {
-        // What cannot be thawed now is the guardian's.
-        if self.thaw_all().is_err() {
+    /// Ends the window, if one is open; the probes stay attached.
+    fn close(&mut self) -> Result<()> {
+        let thawed = self.thaw_all();
+        if thawed.is_err() {
+            // What cannot be thawed by this process is the guardian's.
             self.standstill = None;
         }
         self.window = None;
+        thawed.map(drop)
+    }
+
+    fn disarm(&mut self) {
+        if let Err(error) = self.close() {
+            eprintln!("unmoor-agent: thawing: {error:#}");
+        }
         if let Means::Probes(tracker) = &mut self.means {
             tracker.disarm();
         }
@@ -239,18 +248,19 @@ impl Agent {
                 message: "no window is open: ask to arm first".into(),
             });
         };
-        let tasks = self.snapshot(&mut open).map_err(|error| failed(&error))?;
+        let tasks = self.snapshot(&mut open);
         let losses = self.losses();
         open.window.lost(losses);
-        let mut answers: Vec<Answer> = open
-            .window
-            .records(&tasks)
-            .chunks(RECORDS_PER_MESSAGE)
-            .map(|records| Answer::Processes(records.to_vec()))
-            .collect();
-        answers.push(Answer::Summary(open.window.summary(losses)));
+        let answers = tasks.map(|tasks| {
+            let records = open.window.records(&tasks);
+            let parts = records.chunks(RECORDS_PER_MESSAGE);
+            parts
+                .map(|records| Answer::Processes(records.to_vec()))
+                .chain([Answer::Summary(open.window.summary(losses))])
+                .collect()
+        });
         self.window = Some(open);
-        Ok(answers)
+        told(answers)
     }
 
     /// Takes what stands and what has happened since the last time.

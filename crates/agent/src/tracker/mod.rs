@@ -14,7 +14,6 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use depgraph::{Direction, ObjectKind};
@@ -142,30 +141,37 @@ impl Tracker {
         Ok(())
     }
 
-    /// Begins a window: forgets the last one's edges and attaches the probes.
+    /// Begins a window: forgets what was seen before and attaches the probes, unless they are.
     pub(crate) fn arm(&mut self) -> Result<u16> {
-        self.disarm();
         if let Some(thread) = self.detaching.take() {
             let _ = thread.join();
-            // What the old probes have seen meanwhile.
-            self.forget();
         }
+        self.forget();
         let data = self.skeleton.maps.data_data.as_deref_mut();
         data.context("no variables")?.epoch += 1;
         // What processes have mapped to write is being written.
         for edge in self.mappings()? {
             self.note_written(&edge)?;
         }
-        for program in self.skeleton.object_mut().progs_mut() {
-            if probes::is_probe(program.section()) && program.autoload() {
-                let link = program.attach();
-                let name = || format!("attaching {}", program.name().to_string_lossy());
-                self.links.push(link.with_context(name)?);
-            }
+        if self.links.is_empty() {
+            self.links = self.attach()?;
         }
         self.skipped_before = self.skipped();
         self.ring_full_before = self.counters().ring_full;
         Ok(u16::try_from(self.links.len()).unwrap_or(u16::MAX))
+    }
+
+    /// All probes, or none.
+    fn attach(&mut self) -> Result<Vec<Link>> {
+        self.skeleton
+            .object_mut()
+            .progs_mut()
+            .filter(|program| probes::is_probe(program.section()) && program.autoload())
+            .map(|program| {
+                let link = program.attach();
+                link.with_context(|| format!("attaching {}", program.name().to_string_lossy()))
+            })
+            .collect()
     }
 
     /// From now on every flow counts as new, and is told at once: something is about to be frozen
@@ -218,7 +224,8 @@ impl Tracker {
     /// Edges that are new: from the ring, and from the table itself if some did not fit the ring
     /// or if it must be emptied.
     pub(crate) fn new_edges(&mut self) -> Result<Vec<Edge>> {
-        self.ring.poll(Duration::ZERO)?;
+        // Not poll(): most records wake nobody.
+        self.ring.consume()?;
         let mut edges = self.arrived.take();
         let counters = self.counters();
         if counters.recorded >= EMPTY_AT || counters.ring_full != self.ring_full_before {

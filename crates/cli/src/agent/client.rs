@@ -13,7 +13,7 @@ use guest_proto::{
 use thiserror::Error;
 
 /// Longest wait for an answer: probes are attached meanwhile, under emulation too.
-const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// Longest wait for the agent to greet. (It loads its probes when it starts, before it answers.)
 const GREETING_LIMIT: Duration = Duration::from_secs(5);
 /// Runs of page frames that a host takes in: more than a guest's memory falls into.

@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::thread::sleep;
 use std::time::Duration;
 
 use super::group::Group;
@@ -22,6 +23,8 @@ const ECHO_PORT: u16 = 7007;
 const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100);
 /// A protocol for experiments.
 const ETHERTYPE: u16 = 0x88b5;
+/// Between two tries at a busy line.
+const BUSY: Duration = Duration::from_millis(20);
 
 /// The tainted group's only member.
 fn alone(group: &Group, contact: impl FnOnce() -> Outcome) -> Outcome {
@@ -180,8 +183,13 @@ fn write_line(device: &str) -> Outcome {
         .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
         .open(device);
     let mut opened = opened.map_err(|error| Lacking(format!("{device}: {error}")))?;
-    opened.write_all(b"\n")?;
-    Ok(())
+    // The line may be busy with what others write.
+    loop {
+        match opened.write_all(b"\n") {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(BUSY),
+            other => return Ok(other?),
+        }
+    }
 }
 
 /// The clean group uses a terminal that has no line.

@@ -39,12 +39,12 @@ fn through_pipe(group: &Group, setup: u32, flags: u8) -> Outcome {
     group.start(B, &[reader.as_fd()], |b| {
         b.begin()?;
         let mut word = [0; 4];
-        Ring::new(setup, flags)?.read(&reader, &mut word)?;
+        Ring::kept(setup, flags)?.read(&reader, &mut word)?;
         heard(&word)
     })?;
     group.start(A, &[writer.as_fd()], |a| {
         a.begin()?;
-        Ring::new(setup, flags)?.write(&writer, WORD)?;
+        Ring::kept(setup, flags)?.write(&writer, WORD)?;
         Ok(())
     })?;
     Ok(())
@@ -71,7 +71,7 @@ fn sender(group: &Group, from: &str, to: SocketAddr) -> Outcome {
         a.wait_for_go()?;
         let socket = UdpSocket::bind(from)?;
         socket.connect(to)?;
-        Ring::new(0, 0)?.send(&socket, WORD)?;
+        Ring::kept(0, 0)?.send(&socket, WORD)?;
         Ok(())
     })?;
     Ok(())
@@ -88,7 +88,7 @@ pub(super) fn splice(group: &Group) -> Outcome {
         a.begin()?;
         let (own_reader, own_writer) = io::pipe()?;
         say(&own_writer)?;
-        Ring::new(0, 0)?.splice(&own_reader, &writer, 4)?;
+        Ring::kept(0, 0)?.splice(&own_reader, &writer, 4)?;
         Ok(())
     })?;
     Ok(())
