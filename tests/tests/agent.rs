@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use depgraph::{Class, ProcessId, Source};
 use guest_proto::{
-    Answer, Armed, Capabilities, Decoder, ProcessRecord, Reason, Request, ThawReason, Tier,
-    ToAgent, ToHost, Welcome, encode,
+    Answer, Armed, Capabilities, Decoder, PageSet, ProcessRecord, Reason, Request, ThawReason,
+    Tier, ToAgent, ToHost, Welcome, encode,
 };
 use lab::client::{RedisReport, Running};
 use lab::{Host, Lab, LabOptions, Vm, VmOptions, program, results};
@@ -510,11 +510,23 @@ fn a_hostile_agent_costs_the_host_little() -> Result<()> {
         ));
         bytes
     };
+    // Page frames that no guest has.
+    let beyond = Answer::Pages(PageSet::of(vec![1, 1 << 50]));
+    refused(
+        move |to| match to.request {
+            Request::Report => circle(to),
+            Request::WatchWrites { .. } => message(to, true, Answer::Watching),
+            Request::Written => message(to, false, beyond.clone()),
+            _ => polite(to),
+        },
+        "beyond number",
+    )?;
     let (folder, agent) = hostile(move |to| match to.request {
         Request::Report => circle(to),
         _ => polite(to),
     })?;
-    let output = explain(&folder.path().join("agent"), &["--window", "10ms"])?;
+    let quick = ["--window", "10ms", "--sample", "0s"];
+    let output = explain(&folder.path().join("agent"), &quick)?;
     assert!(output.status.success(), "{output:?}");
     assert!(!output.stdout.contains(&0x1b) && !output.stdout.contains(&7));
     assert!(!output.stderr.contains(&0x1b), "{output:?}");
