@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 [ -e "$LAB/image.key" ] || die "run lab/setup.sh first"
 lock_lab
-need mmdebstrap squashfs-tools
+need openssh-client mmdebstrap squashfs-tools
 
 # The same for every build. Not 0: a password that was changed on day 0 counts as expired, and PAM
 # then refuses cron its jobs.
