@@ -27,7 +27,7 @@ setup-debian: setup ## The Debian guest, for the slow tests
 build: tools ## The program, optimised
 	$(CARGO) build --release --locked -p unmoor
 
-demo: setup ## Moves a VM with Redis under load from host A to host B
+demo: setup-debian ## Moves a VM with Redis under load from host A to host B
 	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests
 	target/release/unmoor-demo
 

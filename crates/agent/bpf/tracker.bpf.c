@@ -54,9 +54,7 @@ int BPF_PROG(file_permission, struct file *file, int mask)
 	return 0;
 }
 
-SEC("lsm/mmap_file")
-int BPF_PROG(mmap_file, struct file *file, unsigned long requested, unsigned long prot,
-	     unsigned long flags)
+static __always_inline int map(struct file *file, unsigned long prot, unsigned long flags)
 {
 	u32 type = flags & MAP_TYPE;
 	bool shared = type == MAP_SHARED || type == MAP_SHARED_VALIDATE;
@@ -71,6 +69,20 @@ int BPF_PROG(mmap_file, struct file *file, unsigned long requested, unsigned lon
 	 * mappings are looked at when the agent is asked. */
 	use_file(current_task(), file, direction, shared);
 	return 0;
+}
+
+SEC("lsm/mmap_file")
+int BPF_PROG(mmap_file, struct file *file, unsigned long requested, unsigned long prot,
+	     unsigned long flags)
+{
+	return map(file, prot, flags);
+}
+
+/* In its place where there is no BPF LSM: the arguments differ. */
+SEC("fentry/security_mmap_file")
+int BPF_PROG(security_mmap_file, struct file *file, unsigned long prot, unsigned long flags)
+{
+	return map(file, prot, flags);
 }
 
 SEC("lsm/file_lock")

@@ -1,22 +1,25 @@
 //! The demo: a VM with Redis under an outside client's load, and a background memory writer, moves
 //! from host A to host B over a 1 Gbit/s link while the client keeps its connections.
 
+use std::process::Command;
+
 use anyhow::{Result, ensure};
 use lab::client::{EchoReport, RedisReport, Running};
-use lab::{VmOptions, results};
+use lab::{VmOptions, program, results};
 use serde_json::json;
-use unmoor_tests::{MIGRATION_LIMIT, Pair, SHORT, await_writing, start_writer, verify_writer};
+use unmoor_tests::{
+    MIGRATION_LIMIT, Pair, SHORT, await_writing, connect_agent, start_writer, verify_writer,
+};
 
 fn main() -> Result<()> {
     println!("Two hosts, joined by 1 Gbit/s, and a client; the VM has 2 vCPU and 1 GiB of RAM.");
-    let options = VmOptions {
-        memory: "1G".into(),
-        ..VmOptions::default()
-    };
-    let mut pair = Pair::new(&options)?;
-    println!("Booted on host A: Redis, and a writer that dirties 128 MiB at 20 MB/s.");
+    let mut pair = Pair::new(&VmOptions::debian())?;
+    println!("Booted on host A: Debian with Redis, nginx and PostgreSQL, and a batch job that");
+    println!("dirties 128 MiB at 20 MB/s. A client outside uses Redis.");
     start_writer(&mut pair.source, 128, 20, "full")?;
     let redis = Running::redis(&pair.lab, 300)?;
+    explain(&pair)?;
+
     let echo = Running::echo(&pair.lab, 2000)?;
 
     let command = "unmoor send --qmp SOCK --to 10.78.0.3:7070 --insecure --downtime-limit 100ms";
@@ -76,5 +79,21 @@ fn main() -> Result<()> {
         &json!({"summary": summary, "link_bytes": wire, "redis": redis, "echo": echo, "writer": writer.trim()}),
     )?;
     println!("\nFigures in {}", path.display());
+    Ok(())
+}
+
+/// Who depends on the outside, while the client does its work.
+fn explain(pair: &Pair) -> Result<()> {
+    drop(connect_agent(&pair.source)?);
+    println!("\n$ unmoor explain --agent SOCK --window 5s");
+    let output = Command::new(program("unmoor"))
+        .args(["explain", "--window", "5s", "--agent"])
+        .arg(pair.source.agent_path())
+        .output()?;
+    ensure!(output.status.success(), "unmoor explain failed: {output:?}");
+    let table = String::from_utf8(output.stdout)?;
+    for line in table.lines() {
+        println!("{line}");
+    }
     Ok(())
 }

@@ -168,7 +168,7 @@ impl Tracker {
             .progs_mut()
             .filter(|program| probes::is_probe(program.section()) && program.autoload())
             .map(|program| {
-                let link = program.attach();
+                let link = probes::attach(&program);
                 link.with_context(|| format!("attaching {}", program.name().to_string_lossy()))
             })
             .collect()

@@ -5,7 +5,7 @@ use std::io::Read;
 
 use anyhow::{Context, Result};
 use libbpf_rs::btf::{Btf, types};
-use libbpf_rs::{OpenObject, ProgramAttachType, ProgramType};
+use libbpf_rs::{Link, OpenObject, ProgramAttachType, ProgramMut, ProgramType};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
@@ -19,6 +19,16 @@ pub(super) fn fit(object: &mut OpenObject) -> Result<Vec<String>> {
     for mut program in object.progs_mut() {
         let section = program.section().to_string_lossy().into_owned();
         let name = program.name().to_string_lossy().into_owned();
+        // The one hook whose wrapper takes other arguments has a program for each.
+        let replaced = match section.as_str() {
+            "lsm/mmap_file" => !lsm,
+            "fentry/security_mmap_file" => lsm,
+            _ => false,
+        };
+        if replaced {
+            program.set_autoload(false);
+            continue;
+        }
         let found = match section.split_once('/') {
             Some(("lsm", hook)) if lsm => has_function(&format!("bpf_lsm_{hook}")),
             Some(("lsm", hook)) => {
@@ -54,6 +64,15 @@ pub(super) fn fit(object: &mut OpenObject) -> Result<Vec<String>> {
 /// Whether a program is one of those that follow processes, rather than read what stands.
 pub(super) fn is_probe(section: &OsStr) -> bool {
     !section.to_string_lossy().starts_with("iter/")
+}
+
+/// Attaches a probe.
+pub(super) fn attach(program: &ProgramMut<'_>) -> libbpf_rs::Result<Link> {
+    // The library knows the way from the section's name, which a wrapper does not go by.
+    match program.prog_type() {
+        ProgramType::Tracing => program.attach_trace(),
+        _ => program.attach(),
+    }
 }
 
 /// Whether the kernel calls BPF programs from its security hooks. A program attaches without
