@@ -357,7 +357,9 @@ fn the_agent_tells_which_pages_are_whose() -> Result<()> {
     let lab = Lab::new(&LabOptions::default())?;
     let mut vm = guest(&lab, true)?;
     let (mut client, writer) = writer_in_a_window(&mut vm, 64)?;
+    let begin = Instant::now();
     let owned = client.owners(vec![writer], FRAMES)?;
+    let owners_ms = begin.elapsed().as_secs_f64() * 1e3;
     let own = (64 << 20) / 4096;
     ensure!(
         (own..own + 1024).contains(&owned.count()),
@@ -385,7 +387,12 @@ fn the_agent_tells_which_pages_are_whose() -> Result<()> {
     ensure!(client.free_pages(1000).is_err());
     results::record(
         "page_owners",
-        &json!({"owned": owned.count(), "written": written.count(), "free": free.count()}),
+        &json!({
+            "owned": owned.count(),
+            "written": written.count(),
+            "free": free.count(),
+            "owners_ms_per_gib": owners_ms * 16.0,
+        }),
     )
 }
 
