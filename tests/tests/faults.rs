@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use lab::relay::Unmoor;
 use lab::{Host, Vm, VmOptions, results};
 use rustix::process::Signal;
@@ -80,10 +80,10 @@ fn lives_on_at_the_source(pair: &mut Pair) -> Result<()> {
     await_only(pair, Host::A, &[pair.source.pid()])?;
     await_only(pair, Host::B, &[])?;
     let parameters = pair.source.qmp("query-migrate-parameters", &json!({}))?;
-    assert_eq!(parameters["max-bandwidth"], 128 << 20);
+    ensure!(parameters["max-bandwidth"] == 128 << 20, "{parameters}");
     let capabilities = pair.source.qmp("query-migrate-capabilities", &json!({}))?;
     for capability in capabilities.as_array().context("no list")? {
-        assert_eq!(capability["state"], false, "{capability}");
+        ensure!(capability["state"] == false, "{capability}");
     }
     Ok(())
 }
@@ -121,7 +121,8 @@ fn survives(
     for point in POINTS {
         let mut reached = reach(&pair, point)?;
         let told = break_it(&mut pair, &mut reached).with_context(|| format!("{point:?}"))?;
-        lives_on_at_the_source(&mut pair).with_context(|| format!("{point:?}"))?;
+        lives_on_at_the_source(&mut pair)
+            .with_context(|| format!("{point:?}: {}", reached.sender.stderr()))?;
         records.insert(format!("{point:?}"), told);
         renew_destination(&mut pair)?;
     }

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hypervisor::{Saved, Vm};
+use hypervisor::{Recovered, Saved, Vm, recover_source};
 use migrate::put_verdict;
 use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,8 @@ const ACK_LIMIT: Duration = Duration::from_secs(5);
 const QMP_LIMIT: Duration = Duration::from_secs(30);
 /// Longest wait for the VM to run again.
 const RECOVER_LIMIT: Duration = Duration::from_secs(60);
+/// Between two tries to make it so: QEMU tells nobody when one would succeed.
+const AGAIN: Duration = Duration::from_millis(250);
 /// Longest wait for the destination to hear the decision, and for its answer.
 const TELL_LIMIT: Duration = Duration::from_secs(5);
 
@@ -175,9 +177,18 @@ pub(crate) fn run() -> io::Result<()> {
 }
 
 fn rescue(watch: &Watch) -> Result<String, hypervisor::Error> {
-    let mut vm = connect(&watch.qmp)?;
-    let recovered = hypervisor::recover_source(&mut vm, watch.was_running, RECOVER_LIMIT)?;
-    watch.saved.restore(&mut vm)?;
+    let deadline = Instant::now() + RECOVER_LIMIT;
+    let recovered = loop {
+        // Whoever cannot be connected to is gone.
+        let mut vm = connect(&watch.qmp)?;
+        match put_back(watch, &mut vm) {
+            Ok(recovered) => break recovered,
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            // Nobody else is left to do it: what goes wrong once is tried again.
+            Err(error) => eprintln!("unmoor guardian: {error}; trying again"),
+        }
+        std::thread::sleep(AGAIN);
+    };
     // Best effort: a destination that waits for a verdict does not run the VM either way.
     if let Err(error) = tell_destination(watch, false) {
         eprintln!(
@@ -186,6 +197,13 @@ fn rescue(watch: &Watch) -> Result<String, hypervisor::Error> {
         );
     }
     Ok(recovered.to_string())
+}
+
+/// The VM runs as before, with the settings that it had.
+fn put_back(watch: &Watch, vm: &mut Vm) -> Result<Recovered, hypervisor::Error> {
+    let recovered = recover_source(vm, watch.was_running, RECOVER_LIMIT)?;
+    watch.saved.restore(vm)?;
+    Ok(recovered)
 }
 
 /// QEMU serves one monitor client at a time, and the dead relay was it: QEMU may need a moment

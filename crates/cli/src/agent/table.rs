@@ -19,8 +19,8 @@ pub(super) fn table(report: &Report, hot: &HotSets) -> String {
         groups.entry(&record.cgroup).or_default().push(record);
     }
     let mut text = format!(
-        "  {:<11} {:>7} {:<15} {:>10} {:>12}  why\n",
-        "class", "pid", "process", "memory", "dirtied"
+        "  {:<11} {:>7} {:<15} {:>10} {:>9} {:>12}  why\n",
+        "class", "pid", "process", "memory", "hot", "dirtied"
     );
     for (group, mut records) in groups {
         records.sort_by_key(|record| (record.class, record.id));
@@ -28,14 +28,17 @@ pub(super) fn table(report: &Report, hot: &HotSets) -> String {
             let _ = writeln!(text, "{}", printable(group));
         }
         for record in records {
-            let rate = match hot.get(&record.id) {
-                Some(hot) => format!("{}/s", bytes(hot.bytes_per_s())),
-                None => String::new(),
+            let (rate, hot) = match hot.get(&record.id) {
+                Some(hot) => (
+                    format!("{}/s", bytes(hot.bytes_per_s())),
+                    bytes(hot.bytes()),
+                ),
+                None => (String::new(), String::new()),
             };
             let reason = words.chain(record).join("; ");
             let _ = writeln!(
                 text,
-                "  {:<11} {:>7} {:<15} {:>10} {rate:>12}  {reason}",
+                "  {:<11} {:>7} {:<15} {:>10} {hot:>9} {rate:>12}  {reason}",
                 Words::class(record.class),
                 record.id.pid,
                 printable(&record.name),
