@@ -148,6 +148,8 @@ fn field(text: &str, name: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
     use super::*;
 
     #[test]
@@ -158,25 +160,26 @@ mod tests {
         assert_eq!(stat_fields("7 (a"), None);
     }
 
+    /// Stops a child, and waits until it has left its processor: then all is counted.
+    fn stop(pid: Pid) -> Result<Option<Activity>, Box<dyn std::error::Error>> {
+        kill_process(pid, Signal::STOP)?;
+        waitpid(Some(pid), WaitOptions::UNTRACED)?;
+        // The kernel answers when the process is off its processor.
+        fs::read_to_string(format!("/proc/{pid}/syscall"))?;
+        Ok(activity(u32::try_from(pid.as_raw_pid())?))
+    }
+
     #[test]
-    fn whoever_sleeps_has_run() -> Result<(), Box<dyn std::error::Error>> {
-        let mut sleeper = std::process::Command::new("sleep").arg("1000").spawn()?;
-        let asleep = |pid| loop {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            // A moment later the switch has been counted.
-            std::thread::sleep(std::time::Duration::from_millis(10));
-            if stat.contains("(sleep) S") {
-                break activity(pid);
-            }
-        };
-        let before = asleep(sleeper.id());
-        assert!(before.is_some());
-        assert_eq!(before, activity(sleeper.id()));
-        sleeper.kill()?;
-        sleeper.wait()?;
-        let ours = activity(std::process::id());
-        std::thread::sleep(std::time::Duration::from_millis(1));
-        assert_ne!(ours, activity(std::process::id()));
+    fn whoever_has_run_shows_it() -> Result<(), Box<dyn std::error::Error>> {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn()?;
+        let pid = Pid::from_child(&child);
+        let first = stop(pid)?;
+        assert!(first.is_some());
+        assert_eq!(first, activity(child.id()), "it stands");
+        kill_process(pid, Signal::CONT)?;
+        assert_ne!(first, stop(pid)?, "it has run, however short");
+        child.kill()?;
+        child.wait()?;
         Ok(())
     }
 

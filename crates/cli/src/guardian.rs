@@ -39,7 +39,7 @@ const ACK_LIMIT: Duration = Duration::from_secs(5);
 const QMP_LIMIT: Duration = Duration::from_secs(30);
 /// Longest wait for the VM to run again.
 const RECOVER_LIMIT: Duration = Duration::from_secs(60);
-/// Between two tries to make it so: QEMU tells nobody when one would succeed.
+/// Between two tries to make it so, unless QEMU announces something before.
 const AGAIN: Duration = Duration::from_millis(250);
 /// Longest wait for the destination to hear the decision, and for its answer.
 const TELL_LIMIT: Duration = Duration::from_secs(5);
@@ -187,7 +187,8 @@ fn rescue(watch: &Watch) -> Result<String, hypervisor::Error> {
             // Nobody else is left to do it: what goes wrong once is tried again.
             Err(error) => eprintln!("unmoor guardian: {error}; trying again"),
         }
-        std::thread::sleep(AGAIN);
+        // What QEMU announces may be what stood in the way. If it is gone, connecting tells.
+        let _ = vm.wait_event(Instant::now() + AGAIN);
     };
     // Best effort: a destination that waits for a verdict does not run the VM either way.
     if let Err(error) = tell_destination(watch, false) {

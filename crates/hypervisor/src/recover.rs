@@ -83,10 +83,7 @@ pub fn recover_source(vm: &mut Vm, was_running: bool, limit: Duration) -> Result
                 migration: migration.to_string(),
             }));
         }
-        let look = deadline.min(Instant::now() + pause);
-        if vm.client().wait_readable(look)? {
-            vm.process()?;
-        }
+        vm.wait_event(deadline.min(Instant::now() + pause))?;
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
@@ -176,6 +176,14 @@ impl Vm {
     /// Takes events and answers that have arrived, without waiting.
     pub fn process(&mut self) -> Result<Vec<Incoming>, Error> {
         self.client.process()
+    }
+
+    /// Waits until QEMU says something by itself, at most until `deadline`.
+    pub fn wait_event(&mut self, deadline: Instant) -> Result<(), Error> {
+        if self.client().wait_readable(deadline)? {
+            self.process()?;
+        }
+        Ok(())
     }
 
     /// The connection itself.
