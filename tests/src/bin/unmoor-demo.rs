@@ -54,7 +54,8 @@ fn main() -> Result<()> {
     );
     println!(
         "  digest          {} over {} pages",
-        summary["digest"], summary["digest_pages"]
+        summary["digest"].as_str().unwrap_or("not known"),
+        summary["digest_pages"]
     );
     println!("\nWhat the client saw:");
     println!(
