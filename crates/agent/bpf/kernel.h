@@ -49,7 +49,6 @@ enum {
 #define S_IFSOCK 0140000
 #define S_IFREG 0100000
 #define S_IFBLK 0060000
-#define S_IFDIR 0040000
 #define S_IFCHR 0020000
 #define S_IFIFO 0010000
 #define MAY_WRITE 2
@@ -83,12 +82,8 @@ enum {
 #define AF_VSOCK 40
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
-#define SOCK_RAW 3
-#define IPPROTO_TCP 6
-#define IPPROTO_UDP 17
 #define TCP_LISTEN 10
 #define MEM_MAJOR 1
-#define TTY_MAJOR_ALTERNATE 5
 #define TTY_DRIVER_TYPE_PTY 4
 #define PTY_TYPE_MASTER 1
 #define MINORBITS 20

@@ -102,7 +102,6 @@ static __noinline bool record(struct edge_key *key, struct edge_value *value)
 		return false;
 	if (bpf_map_lookup_elem(&edges, key))
 		return true;
-	value->first_ns = bpf_ktime_get_boot_ns();
 	error = bpf_map_update_elem(&edges, key, value, BPF_NOEXIST);
 	if (error == -17) /* another processor was faster */
 		return true;
@@ -137,7 +136,6 @@ static __always_inline bool record_flow(struct task_struct *task, u16 kind, u64 
 	if (is_exempt(task))
 		return true;
 	key = key_of(task, kind, a, b, direction);
-	bpf_probe_read_kernel_str(value.comm, sizeof(value.comm), task->comm);
 	return record(&key, &value);
 }
 
@@ -157,7 +155,6 @@ static __always_inline void record_relation(struct task_struct *task, struct tas
 	key = key_of(task, KIND_PROCESS, other->tgid,
 		     ticks(BPF_CORE_READ(other, group_leader, start_boottime)), 0);
 	key.relation = relation;
-	bpf_probe_read_kernel_str(value.comm, sizeof(value.comm), task->comm);
 	if (record(&key, &value))
 		set_seen(signature);
 }

@@ -124,7 +124,6 @@ static __always_inline bool record_external(struct task_struct *task, u8 which, 
 		__builtin_memcpy(value.address, &peer->address, sizeof(value.address));
 		value.port = peer->port;
 	}
-	bpf_probe_read_kernel_str(value.comm, sizeof(value.comm), task->comm);
 	return record(&key, &value);
 }
 

@@ -475,7 +475,6 @@ static __always_inline struct edge standing(struct task_struct *task, struct obj
 	edge.key.b = object->b;
 	edge.key.direction = direction;
 	edge.value.origin = origin;
-	bpf_probe_read_kernel_str(edge.value.comm, sizeof(edge.value.comm), task->comm);
 	return edge;
 }
 

@@ -74,12 +74,10 @@ struct edge_key {
 };
 
 struct edge_value {
-	u64 first_ns; /* since the boot */
 	u8 address[16]; /* v4 addresses are mapped into v6 */
 	u16 port;
 	u16 origin;
-	u32 spare;
-	char comm[16];
+	u32 pad;
 };
 
 struct edge {
@@ -99,5 +97,5 @@ struct task_record {
 };
 
 _Static_assert(sizeof(struct edge_key) == 32, "as src/tracker/records.rs reads it");
-_Static_assert(sizeof(struct edge) == 80, "as src/tracker/records.rs reads it");
+_Static_assert(sizeof(struct edge) == 56, "as src/tracker/records.rs reads it");
 _Static_assert(sizeof(struct task_record) == 48, "as src/tracker/records.rs reads it");

@@ -3,6 +3,7 @@
 use std::fs;
 
 use depgraph::ProcessId;
+use guest_procs::Stat;
 use guest_proto::shortened;
 
 const COMMAND_MAX: usize = 120;
@@ -69,7 +70,7 @@ pub(crate) struct Activity {
 
 /// How much a process has run.
 pub(crate) fn activity(pid: u32) -> Option<Activity> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = Stat::of(pid).ok()?;
     let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let switches = threads.flatten().map(|thread| {
         let status = fs::read(thread.path().join("status")).unwrap_or_default();
@@ -77,7 +78,7 @@ pub(crate) fn activity(pid: u32) -> Option<Activity> {
         field(&status, "voluntary_ctxt_switches:") + field(&status, "nonvoluntary_ctxt_switches:")
     });
     Some(Activity {
-        ticks: ticks_of(&stat)?,
+        ticks: stat.used,
         switches: switches.sum(),
     })
 }
@@ -95,48 +96,18 @@ pub(crate) fn list() -> Vec<(ProcessId, u32, String)> {
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
     pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter_map(|pid: u32| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // Kernel threads have no memory.
-            let kernel = fs::read(format!("/proc/{pid}/cmdline")).ok()?.is_empty()
-                && fs::read_link(format!("/proc/{pid}/exe")).is_err();
-            if kernel {
-                return None;
-            }
-            let (name, parent, start) = stat_fields(&stat)?;
-            Some((ProcessId { pid, start }, parent, name))
+            let stat = Stat::of(pid).ok().filter(|stat| !stat.is_kernel_thread())?;
+            let start = stat.start;
+            let id = ProcessId { pid, start };
+            Some((id, stat.parent, text(id, "comm").trim_end().to_owned()))
         })
         .collect()
 }
 
-/// Name, parent and start. The name may hold anything, brackets and spaces included.
-fn stat_fields(stat: &str) -> Option<(String, u32, u64)> {
-    let (head, rest) = stat.rsplit_once(')')?;
-    let name = head.split_once('(')?.1.to_owned();
-    let mut fields = rest.split_ascii_whitespace();
-    let parent = fields.nth(1)?.parse().ok()?;
-    let start = fields.nth(17)?.parse().ok()?;
-    Some((name, parent, start))
-}
-
-fn ticks_of(stat: &str) -> Option<u64> {
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    let user: u64 = fields.nth(11)?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some(user + system)
-}
-
-/// The second version's path; else the longest, as the first has one a controller.
+/// The second version's path.
 fn cgroup(text: &str) -> &str {
-    let path = |line: &'_ str| {
-        line.splitn(3, ':')
-            .nth(2)
-            .map(str::len)
-            .map(|n| line.len() - n)
-    };
-    let unified = text.lines().find(|line| line.starts_with("0::"));
-    unified
-        .and_then(|line| path(line).map(|at| &line[at..]))
-        .unwrap_or("")
+    let unified = text.lines().find_map(|line| line.strip_prefix("0::"));
+    unified.unwrap_or("")
 }
 
 fn field(text: &str, name: &str) -> u64 {
@@ -151,14 +122,6 @@ mod tests {
     use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
     use super::*;
-
-    #[test]
-    fn a_name_may_hold_brackets() {
-        let stat = "7 (a) b) S 3 7 7 0 -1 4194560 1 2 3 4 55 66 0 0 20 0 1 0 4242 1000 10";
-        assert_eq!(stat_fields(stat), Some(("a) b".into(), 3, 4242)));
-        assert_eq!(ticks_of(stat), Some(55 + 66));
-        assert_eq!(stat_fields("7 (a"), None);
-    }
 
     /// Stops a child, and waits until it has left its processor: then all is counted.
     fn stop(pid: Pid) -> Result<Option<Activity>, Box<dyn std::error::Error>> {

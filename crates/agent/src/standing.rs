@@ -56,7 +56,6 @@ pub(crate) fn edges(tasks: &[Task], own: &HashSet<IpAddr>) -> Vec<Edge> {
             process: task.id,
             what,
             origin: Origin::Standing,
-            name: task.name.clone(),
         }));
     }
     edges

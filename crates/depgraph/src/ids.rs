@@ -41,10 +41,8 @@ pub enum ObjectKind {
     MessageQueue,
     Semaphore,
     PosixQueue,
-    /// An eventfd, or another descriptor without a file.
+    /// An eventfd, an inotify group, or another descriptor without a file.
     Event,
-    /// An inotify group.
-    Watch,
     BlockDevice,
     Device,
 }

@@ -22,7 +22,7 @@ mod realtime;
 
 pub use freezer::{Freezer, Frozen, Means, Outcome, Refusal};
 pub use lease::Lease;
-pub use process::{identify, is_same};
+pub use process::{Stat, identify, is_same};
 pub use quiet::Quiet;
 pub use realtime::{Realtime, realtime};
 

@@ -10,11 +10,15 @@ const KERNEL_THREAD: u32 = 0x0020_0000;
 
 /// What is needed of `/proc/PID/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stat {
+pub struct Stat {
     state: char,
-    pub(crate) parent: u32,
+    /// Its parent's id.
+    pub parent: u32,
     flags: u32,
-    pub(crate) start: u64,
+    /// Processor time that it has used, in ticks.
+    pub used: u64,
+    /// When it started, in ticks since the boot.
+    pub start: u64,
 }
 
 impl Stat {
@@ -26,11 +30,13 @@ impl Stat {
             state: fields.next()?.chars().next()?,
             parent: fields.next()?.parse().ok()?,
             flags: fields.nth(4)?.parse().ok()?,
-            start: fields.nth(12)?.parse().ok()?,
+            used: fields.nth(4)?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?,
+            start: fields.nth(6)?.parse().ok()?,
         })
     }
 
-    pub(crate) fn of(pid: u32) -> io::Result<Self> {
+    /// That of a process.
+    pub fn of(pid: u32) -> io::Result<Self> {
         let text = fs::read(format!("/proc/{pid}/stat"))?;
         Self::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| {
             let message = format!("/proc/{pid}/stat is not what it should be");
@@ -38,7 +44,8 @@ impl Stat {
         })
     }
 
-    pub(crate) fn is_kernel_thread(self) -> bool {
+    /// Whether it is a thread of the kernel's own.
+    pub fn is_kernel_thread(self) -> bool {
         self.flags & KERNEL_THREAD != 0
     }
 
@@ -87,6 +94,7 @@ mod tests {
         let text = "77 (a) S 9 (b) R 5 77 77 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 9 9";
         let stat = Stat::parse(text).unwrap();
         assert_eq!((stat.state, stat.parent, stat.start), ('R', 5, 4711));
+        assert_eq!(stat.used, 5 + 6);
         assert!(!stat.is_kernel_thread() && !stat.has_ended());
     }
 

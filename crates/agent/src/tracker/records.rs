@@ -5,16 +5,15 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use depgraph::{Direction, Interface, ObjectId, ObjectKind, ProcessId, Relation};
 
 pub(crate) const KEY: usize = 32;
-pub(crate) const EDGE: usize = KEY + 48;
+pub(crate) const EDGE: usize = KEY + 24;
 pub(crate) const TASK: usize = 48;
 
 /// Something a process was seen to do, or a fact that stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Edge {
     pub(crate) process: ProcessId,
     pub(crate) what: What,
     pub(crate) origin: Origin,
-    pub(crate) name: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,12 +90,9 @@ impl Edge {
         let relation = fields.u8();
         let start = fields.u64();
         let (a, b) = (fields.u64(), fields.u64());
-        let _first_ns = fields.u64();
         let address = Ipv6Addr::from(fields.take::<16>());
         let port = fields.u16();
         let origin = fields.u16();
-        let _spare = fields.u32();
-        let name = fields.name();
         let peer = (port != 0 || !address.is_unspecified())
             .then(|| SocketAddr::new(IpAddr::V6(address).to_canonical(), port));
         let what = match kind {
@@ -112,7 +108,6 @@ impl Edge {
                 2 => Origin::Held,
                 _ => Origin::Standing,
             },
-            name,
         }
     }
 }

@@ -137,7 +137,6 @@ pub(super) fn kind(kind: ObjectKind) -> &'static str {
         ObjectKind::Semaphore => "semaphore",
         ObjectKind::PosixQueue => "POSIX message queue",
         ObjectKind::Event => "event descriptor",
-        ObjectKind::Watch => "file watch",
         ObjectKind::BlockDevice => "block device",
         ObjectKind::Device => "device",
     }
