@@ -15,12 +15,20 @@
 
 mod destination;
 mod fault;
+mod guest_map;
+mod holds;
 mod keepalive;
+mod layout;
 mod source;
 mod table;
 
 pub use destination::{Destination, DestinationAction, DestinationPhase, Outputs};
 pub use fault::Fault;
+pub use guest_map::MappedRam;
+pub use holds::{Group, GroupFigures, Treatment};
 pub use keepalive::{KeepAlive, Liveness};
-pub use source::{Source, SourceAction, SourcePhase, SourceStats, put_verdict};
+pub use source::{
+    KeepBack, Source, SourceAction, SourcePhase, SourceStats, WalkFigures, WalkPosition,
+    put_verdict,
+};
 pub use table::{BYTES_PER_PAGE, Change, PageTable, TableError};

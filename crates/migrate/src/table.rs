@@ -4,6 +4,8 @@ use qemu_stream::BlockId;
 use twox_hash::XxHash3_128;
 use wire::Digest;
 
+use crate::layout::Layout;
+
 /// Memory that a table takes for each guest page, in bytes.
 pub const BYTES_PER_PAGE: usize = size_of::<u128>();
 
@@ -23,17 +25,11 @@ pub struct PageTable {
     seed: u64,
     page_size: usize,
     zero: u128,
-    blocks: Vec<BlockPages>,
+    layout: Layout,
     /// Allocated zeroed, hence lazily by the operating system: a page that never travels costs
     /// no memory.
     hashes: Vec<u128>,
     digest: Digest,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct BlockPages {
-    first: usize,
-    count: usize,
 }
 
 /// What [`PageTable::put`] found.
@@ -77,24 +73,13 @@ impl PageTable {
         block_lengths: impl IntoIterator<Item = u64>,
         limit: u64,
     ) -> Result<Self, TableError> {
-        let mut blocks = Vec::new();
-        let mut described = 0u64;
-        let mut first = 0usize;
-        for length in block_lengths {
-            described = described.saturating_add(length);
-            let pages = length.div_ceil(page_size as u64);
-            let Some(count) = usize::try_from(pages).ok().filter(|_| described <= limit) else {
-                return Err(TableError::TooMuchMemory { described, limit });
-            };
-            blocks.push(BlockPages { first, count });
-            first += count;
-        }
+        let layout = Layout::new(page_size, block_lengths, limit)?;
         let mut table = PageTable {
             seed,
             page_size,
             zero: 0,
-            blocks,
-            hashes: vec![ABSENT; first],
+            hashes: vec![ABSENT; layout.pages()],
+            layout,
             digest: Digest::default(),
         };
         table.zero = table.hash(&vec![0; page_size]);
@@ -111,6 +96,11 @@ impl PageTable {
         self.hashes.len()
     }
 
+    /// Which page stands where.
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
     /// The digest of all pages that travelled.
     pub fn digest(&self) -> Digest {
         self.digest
@@ -125,45 +115,44 @@ impl PageTable {
         content: &[u8],
     ) -> Result<Change, TableError> {
         debug_assert_eq!(content.len(), self.page_size);
-        let hash = self.hash(content);
-        self.put_hash(block, index, hash)
+        let slot = self.layout.slot(block, index)?;
+        Ok(self.put_at(slot, content))
     }
 
     /// Records that the destination gets a page of zeros.
     #[inline]
     pub fn put_zero(&mut self, block: BlockId, index: u64) -> Result<Change, TableError> {
-        self.put_hash(block, index, self.zero)
+        let slot = self.layout.slot(block, index)?;
+        Ok(self.put_zero_at(slot))
+    }
+
+    /// As [`put`](PageTable::put), for a slot of the layout.
+    #[inline]
+    pub(crate) fn put_at(&mut self, slot: usize, content: &[u8]) -> Change {
+        let hash = self.hash(content);
+        self.put_hash(slot, hash)
+    }
+
+    /// As [`put_zero`](PageTable::put_zero), for a slot of the layout.
+    #[inline]
+    pub(crate) fn put_zero_at(&mut self, slot: usize) -> Change {
+        self.put_hash(slot, self.zero)
     }
 
     #[inline]
-    fn put_hash(&mut self, block: BlockId, index: u64, hash: u128) -> Result<Change, TableError> {
-        let slot = self.slot(block, index)?;
+    fn put_hash(&mut self, slot: usize, hash: u128) -> Change {
         let old = self.hashes[slot];
         if old == hash {
-            return Ok(Change::Same);
+            return Change::Same;
         }
         if old == ABSENT {
             self.digest.pages += 1;
         } else {
-            self.digest.sum = self.digest.sum.wrapping_sub(self.term(block, index, old));
+            self.digest.sum = self.digest.sum.wrapping_sub(self.term(slot, old));
         }
-        self.digest.sum = self.digest.sum.wrapping_add(self.term(block, index, hash));
+        self.digest.sum = self.digest.sum.wrapping_add(self.term(slot, hash));
         self.hashes[slot] = hash;
-        Ok(Change::Changed)
-    }
-
-    #[inline]
-    fn slot(&self, block: BlockId, index: u64) -> Result<usize, TableError> {
-        self.blocks
-            .get(usize::from(block.0))
-            .and_then(|pages| {
-                let index = usize::try_from(index).ok()?;
-                (index < pages.count).then(|| pages.first + index)
-            })
-            .ok_or(TableError::NoSuchPage {
-                block: block.0,
-                index,
-            })
+        Change::Changed
     }
 
     #[inline]
@@ -175,11 +164,10 @@ impl PageTable {
     /// One page's share of the digest: depends on where the page is, so that two pages that
     /// changed places do not cancel out.
     #[inline]
-    fn term(&self, block: BlockId, index: u64, hash: u128) -> u128 {
-        let mut key = [0; 26];
-        key[..2].copy_from_slice(&block.0.to_le_bytes());
-        key[2..10].copy_from_slice(&index.to_le_bytes());
-        key[10..].copy_from_slice(&hash.to_le_bytes());
+    fn term(&self, slot: usize, hash: u128) -> u128 {
+        let mut key = [0; 24];
+        key[..8].copy_from_slice(&(slot as u64).to_le_bytes());
+        key[8..].copy_from_slice(&hash.to_le_bytes());
         XxHash3_128::oneshot_with_seed(self.seed, &key)
     }
 }
@@ -188,7 +176,6 @@ impl std::fmt::Debug for PageTable {
     /// Without the hashes: there may be millions.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PageTable")
-            .field("blocks", &self.blocks.len())
             .field("capacity", &self.capacity())
             .field("digest", &self.digest)
             .finish_non_exhaustive()

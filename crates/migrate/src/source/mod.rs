@@ -1,14 +1,19 @@
 //! The source half: QEMU's stream in, frames out, and the decision to commit.
 
+mod keeping;
+mod memory;
+
 use std::collections::VecDeque;
 
 use qemu_stream::{BlockId, Emitter, Event, RamBlock};
 use wire::{
-    AbortCode, Accept, BatchWriter, Block, Capabilities, Digest, Frame, Hello, Message, Preamble,
+    AbortCode, Accept, Block, Capabilities, Digest, Frame, Hello, Message, Preamble,
     RamSetup, Started, put_control, put_device,
 };
 
-use crate::{Change, Fault, PageTable};
+use crate::{Fault, PageTable};
+use memory::Memory;
+pub use memory::{KeepBack, WalkPosition};
 
 /// Bytes of the stream's head (magic and configuration) that are kept until it is complete.
 const HEAD_MAX: usize = 64 << 10;
@@ -38,6 +43,7 @@ pub struct Source {
     emitter: Emitter,
     head: Option<Vec<u8>>,
     ram: Option<RamHead>,
+    keep_back: KeepBack,
     memory: Option<Memory>,
     ready: Option<Digest>,
     qemu_completed: bool,
@@ -104,10 +110,33 @@ pub struct SourceStats {
     pub pages_dropped: u64,
     /// Bytes of device state.
     pub device_bytes: u64,
+    /// Of the pages sent, those of frozen processes.
+    pub pages_paused: u64,
+    /// Of the pages sent, those that had been held until they changed no more.
+    pub pages_cooled: u64,
+    /// Of the pages sent, those that had been held and had to go.
+    pub pages_flushed: u64,
+    /// Pages that did not travel since the guest had declared them free.
+    pub pages_free: u64,
+    /// Most pages held at once.
+    pub held_peak_pages: u64,
     /// Walks of QEMU over its dirty pages, the present one included.
     pub walks: u32,
+    /// The present walk.
+    pub walk: WalkFigures,
+    /// The walk before it.
+    pub last_walk: WalkFigures,
     /// Guest memory that the stream describes, in bytes.
     pub ram_bytes: u64,
+}
+
+/// What one walk of QEMU has brought, pages of zeros aside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WalkFigures {
+    /// Pages that were moved live.
+    pub live_pages: u64,
+    /// Pages that were kept back.
+    pub held_pages: u64,
 }
 
 #[derive(Debug)]
@@ -115,18 +144,6 @@ struct RamHead {
     section_id: u32,
     instance_id: u32,
     version_id: u32,
-}
-
-/// Present from the block list on.
-#[derive(Debug)]
-struct Memory {
-    table: PageTable,
-    batch: BatchWriter,
-    page_size: u64,
-    /// The last page that QEMU sent: a step back means that it began another walk.
-    cursor: Option<(BlockId, u64)>,
-    /// Within SECTION_END.
-    ending: bool,
 }
 
 impl Source {
@@ -140,6 +157,7 @@ impl Source {
             emitter: Emitter::new(),
             head: Some(Vec::new()),
             ram: None,
+            keep_back: KeepBack::default(),
             memory: None,
             ready: None,
             qemu_completed: false,
@@ -254,7 +272,13 @@ impl Source {
                 fill: 0,
                 ..
             } => self.page(block, offset, None, out),
-            _ => self.rare_event(event, blocks, page_size, out),
+            _ => {
+                // The caller should have pumped already, in portions.
+                if self.must_drain() {
+                    self.pump(usize::MAX, out);
+                }
+                self.rare_event(event, blocks, page_size, out)
+            }
         }
     }
 
@@ -302,31 +326,7 @@ impl Source {
         let Some(memory) = &mut self.memory else {
             return Err(self.out_of_order("a page before the RAM blocks"));
         };
-        let index = offset / memory.page_size;
-        if memory.cursor.is_some_and(|cursor| (block, offset) < cursor) {
-            memory.batch.flush(out);
-            put_control(&Message::PassEnd(self.stats.walks), out);
-            self.stats.walks += 1;
-        }
-        memory.cursor = Some((block, offset));
-        let wire_index = u32::try_from(index).map_err(|_| crate::TableError::NoSuchPage {
-            block: block.0,
-            index,
-        })?;
-        if let Some(content) = content {
-            if memory.table.put(block, index, content)? == Change::Same {
-                self.stats.pages_dropped += 1;
-            } else {
-                memory.batch.page(block.0, wire_index, content, out);
-                self.stats.pages_sent += 1;
-            }
-        } else if memory.table.put_zero(block, index)? == Change::Same {
-            self.stats.pages_dropped += 1;
-        } else {
-            memory.batch.zero(block.0, wire_index, out);
-            self.stats.pages_zero += 1;
-        }
-        Ok(())
+        memory.arrive(block, offset, content, &mut self.stats, out)
     }
 
     fn rare_event(
@@ -379,9 +379,9 @@ impl Source {
                 if let Some(memory) = &mut self.memory
                     && memory.ending
                 {
-                    memory.batch.flush(out);
-                    put_control(&Message::RamEnd, out);
-                    self.phase = SourcePhase::Devices;
+                    memory.holds.all_due();
+                    memory.draining = true;
+                    self.end_ram_if_drained(out);
                 }
                 Ok(())
             }
@@ -447,6 +447,7 @@ impl Source {
         self.stats.walks = 1;
         // The list is that of our own QEMU: no bound but its own.
         let table = PageTable::new(self.seed, page_size, lengths, u64::MAX)?;
+        self.memory = Some(Memory::new(table, &self.keep_back, blocks));
         let setup = RamSetup {
             section_id: ram.section_id,
             instance_id: ram.instance_id,
@@ -463,13 +464,6 @@ impl Source {
                 .collect(),
         };
         put_control(&Message::RamSetup(setup), out);
-        self.memory = Some(Memory {
-            table,
-            batch: BatchWriter::new(page_size),
-            page_size: page_size as u64,
-            cursor: None,
-            ending: false,
-        });
         self.phase = SourcePhase::Memory;
         Ok(())
     }

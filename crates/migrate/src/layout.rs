@@ -1,0 +1,94 @@
+//! Where a page stands in the tables that have one entry for each guest page.
+
+use qemu_stream::BlockId;
+
+use crate::TableError;
+
+/// Numbers the pages of all RAM blocks through, in the order in which QEMU walks over them: a
+/// page's number is its *slot*.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Layout {
+    blocks: Vec<BlockPages>,
+    pages: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct BlockPages {
+    first: usize,
+    count: usize,
+}
+
+impl Layout {
+    /// For blocks of the given lengths in bytes, which may describe at most `limit` bytes
+    /// together.
+    pub(crate) fn new(
+        page_size: usize,
+        block_lengths: impl IntoIterator<Item = u64>,
+        limit: u64,
+    ) -> Result<Self, TableError> {
+        let mut blocks = Vec::new();
+        let mut described = 0u64;
+        let mut first = 0usize;
+        for length in block_lengths {
+            described = described.saturating_add(length);
+            let pages = length.div_ceil(page_size as u64);
+            let Some(count) = usize::try_from(pages).ok().filter(|_| described <= limit) else {
+                return Err(TableError::TooMuchMemory { described, limit });
+            };
+            blocks.push(BlockPages { first, count });
+            first += count;
+        }
+        Ok(Layout {
+            blocks,
+            pages: first,
+        })
+    }
+
+    /// Slots in all.
+    pub(crate) fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// The slot of a block's page.
+    #[inline]
+    pub(crate) fn slot(&self, block: BlockId, index: u64) -> Result<usize, TableError> {
+        self.blocks
+            .get(usize::from(block.0))
+            .and_then(|pages| {
+                let index = usize::try_from(index).ok()?;
+                (index < pages.count).then(|| pages.first + index)
+            })
+            .ok_or(TableError::NoSuchPage {
+                block: block.0,
+                index,
+            })
+    }
+
+    /// The block and page of a slot that [`slot`](Layout::slot) gave.
+    pub(crate) fn place(&self, slot: usize) -> (BlockId, u64) {
+        // Of blocks without pages that begin at the same slot, the last is the one that has it.
+        let after = self.blocks.partition_point(|block| block.first <= slot);
+        let number = after.saturating_sub(1);
+        let first = self.blocks.get(number).map_or(0, |block| block.first);
+        let block = BlockId(u16::try_from(number).unwrap_or(u16::MAX));
+        (block, (slot - first) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_and_places_are_each_other_s_reverse() {
+        let layout = Layout::new(4096, [3 * 4096, 0, 100, 2 * 4096], u64::MAX).unwrap();
+        assert_eq!(layout.pages(), 6);
+        for (block, pages) in [(0, 3), (2, 1), (3, 2)] {
+            for index in 0..pages {
+                let slot = layout.slot(BlockId(block), index).unwrap();
+                assert_eq!(layout.place(slot), (BlockId(block), index));
+            }
+        }
+        assert!(layout.slot(BlockId(1), 0).is_err());
+    }
+}

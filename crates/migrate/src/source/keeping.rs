@@ -1,0 +1,158 @@
+//! What the source half is told about the guest's memory, and what it keeps back in consequence.
+//!
+//! Whatever is said here decides only when a page travels, pages that the guest declares free
+//! twice aside: see [`Source::are_free`].
+
+use guest_proto::Run;
+use wire::{Message, put_control};
+
+use super::{KeepBack, Source, SourcePhase, WalkPosition};
+use crate::holds::{Group, GroupFigures, Holds, Treatment};
+
+impl Source {
+    /// Allows pages to be kept back. Call before QEMU names its RAM blocks.
+    pub fn keep_back(&mut self, what: KeepBack) {
+        self.keep_back = what;
+    }
+
+    /// Whether QEMU has named its RAM blocks. What is told before is lost.
+    pub fn knows_memory(&self) -> bool {
+        self.memory.is_some()
+    }
+
+    /// Pages of all RAM blocks.
+    pub fn slots(&self) -> usize {
+        let memory = self.memory.as_ref();
+        memory.map_or(0, |memory| memory.table.layout().pages())
+    }
+
+    /// How far QEMU's walk is.
+    pub fn position(&self) -> WalkPosition {
+        let memory = self.memory.as_ref();
+        memory.map(super::Memory::position).unwrap_or_default()
+    }
+
+    /// Makes a group of these page frames, held from now on. Frames that another group has
+    /// already stay with that.
+    pub fn hold(&mut self, frames: &[Run]) -> Option<Group> {
+        let memory = self.memory.as_mut()?;
+        let group = memory.holds.group(Treatment::Held)?;
+        for run in frames {
+            for slots in memory.map.slots(*run) {
+                memory.holds.assign(group, slots);
+            }
+        }
+        Some(group)
+    }
+
+    /// Of the group's pages, only these are being written.
+    pub fn only_hot(&mut self, group: Group, frames: &[Run]) {
+        if let Some(memory) = &mut self.memory {
+            let slots = frames.iter().flat_map(|run| memory.map.slots(*run));
+            memory.holds.only_hot(group, &slots.collect::<Vec<_>>());
+        }
+    }
+
+    /// How the group's pages are treated from now on.
+    pub fn treat(&mut self, group: Group, treatment: Treatment) {
+        self.with_holds(|holds| holds.treat(group, treatment));
+    }
+
+    /// Figures of a group.
+    pub fn group_figures(&self, group: Group) -> GroupFigures {
+        let memory = self.memory.as_ref();
+        memory
+            .map(|memory| memory.holds.figures(group))
+            .unwrap_or_default()
+    }
+
+    /// The guest declares page frames free: they are kept back until it does so again.
+    pub fn may_be_free(&mut self, frames: &[Run]) {
+        if let Some(memory) = &mut self.memory {
+            for run in frames {
+                for slots in memory.map.slots(*run) {
+                    memory.holds.may_be_free(slots);
+                }
+            }
+        }
+    }
+
+    /// Call right before the guest is asked for the second time which frames are free.
+    pub fn ask_again(&mut self) {
+        self.with_holds(Holds::ask_again);
+    }
+
+    /// The guest's second answer. A page that it declared free twice, that QEMU sent before the
+    /// second question and not again, need not travel: whoever used it after the answer has
+    /// written it, and QEMU sends it again.
+    pub fn are_free(&mut self, frames: &[Run]) {
+        if let Some(memory) = &mut self.memory {
+            let slots = frames.iter().flat_map(|run| memory.map.slots(*run));
+            let slots: Vec<_> = slots.collect();
+            self.stats.pages_free += memory.holds.are_free(&slots);
+        }
+    }
+
+    /// There will be no second answer: what was declared free travels.
+    pub fn none_is_free(&mut self) {
+        self.with_holds(Holds::none_is_free);
+    }
+
+    /// Bytes that are held, those that are due included.
+    pub fn held_bytes(&self) -> u64 {
+        self.page_bytes(self.memory.as_ref().map_or(0, |m| m.holds.held_pages()))
+    }
+
+    /// Bytes that are held and wait to be sent.
+    pub fn due_bytes(&self) -> u64 {
+        self.page_bytes(self.memory.as_ref().map_or(0, |m| m.holds.due_pages()))
+    }
+
+    /// At most so many bytes are still to be moved live in QEMU's present walk, if it is the
+    /// first.
+    pub fn live_bytes_left(&self) -> u64 {
+        let left = self
+            .memory
+            .as_ref()
+            .map_or(0, |m| m.holds.live_pages_from(m.position().slot));
+        self.page_bytes(left)
+    }
+
+    /// The RAM section is over but for what is held: nothing more may be read from QEMU before
+    /// [`pump`](Source::pump) has put it all.
+    pub fn must_drain(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.draining)
+    }
+
+    /// Puts held pages that are due, until `out` is `full` bytes long.
+    pub fn pump(&mut self, full: usize, out: &mut Vec<u8>) {
+        if let Some(memory) = &mut self.memory {
+            memory.pump(full, &mut self.stats, out);
+            self.end_ram_if_drained(out);
+        }
+    }
+
+    /// After the RAM section: devices follow once nothing is held any more.
+    pub(super) fn end_ram_if_drained(&mut self, out: &mut Vec<u8>) {
+        if let Some(memory) = &mut self.memory
+            && memory.draining
+            && memory.holds.held_pages() == 0
+        {
+            memory.draining = false;
+            memory.batch.flush(out);
+            put_control(&Message::RamEnd, out);
+            self.phase = SourcePhase::Devices;
+        }
+    }
+
+    fn with_holds(&mut self, what: impl FnOnce(&mut Holds)) {
+        if let Some(memory) = &mut self.memory {
+            what(&mut memory.holds);
+        }
+    }
+
+    fn page_bytes(&self, pages: u64) -> u64 {
+        let memory = self.memory.as_ref();
+        memory.map_or(0, |memory| pages * memory.table.page_size() as u64)
+    }
+}

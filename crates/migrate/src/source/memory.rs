@@ -1,0 +1,153 @@
+//! The pages of the source half: what is sent, what is kept back, what need not travel.
+
+use qemu_stream::{BlockId, RamBlock};
+use wire::{BatchWriter, Message, put_control};
+
+use super::SourceStats;
+use crate::guest_map::{GuestMap, MappedRam};
+use crate::holds::{Fate, Holds, Origin};
+use crate::{Change, Fault, PageTable, TableError};
+
+/// What the source half may keep back.
+#[derive(Debug, Clone, Default)]
+pub struct KeepBack {
+    /// Most bytes of pages that are held at once.
+    pub limit: u64,
+    /// Where the guest's page frames are.
+    pub ram: Vec<MappedRam>,
+}
+
+/// How far QEMU's walk over its dirty pages is. The pages of all blocks are numbered through in
+/// the order of the walk; these numbers are slots.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WalkPosition {
+    /// Number of the walk, from 1 on.
+    pub walk: u32,
+    /// The next slot.
+    pub slot: usize,
+}
+
+/// Present from the block list on.
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) table: PageTable,
+    pub(super) batch: BatchWriter,
+    pub(super) holds: Holds,
+    pub(super) map: GuestMap,
+    page_size: u64,
+    position: WalkPosition,
+    /// Within SECTION_END.
+    pub(super) ending: bool,
+    /// The RAM section is over but for what is held.
+    pub(super) draining: bool,
+}
+
+impl Memory {
+    pub(super) fn new(table: PageTable, keep_back: &KeepBack, blocks: &[RamBlock]) -> Self {
+        let page_size = table.page_size();
+        let slots = table.layout().pages();
+        let limit = usize::try_from(keep_back.limit).unwrap_or(usize::MAX) / page_size;
+        Memory {
+            batch: BatchWriter::new(page_size),
+            holds: Holds::new(slots, page_size, limit),
+            map: GuestMap::new(&keep_back.ram, blocks, table.layout(), page_size as u64),
+            page_size: page_size as u64,
+            position: WalkPosition { walk: 1, slot: 0 },
+            ending: false,
+            draining: false,
+            table,
+        }
+    }
+
+    pub(super) fn position(&self) -> WalkPosition {
+        self.position
+    }
+
+    /// A page from QEMU; no content means zeros.
+    #[inline]
+    pub(super) fn arrive(
+        &mut self,
+        block: BlockId,
+        offset: u64,
+        content: Option<&[u8]>,
+        stats: &mut SourceStats,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
+        let index = offset / self.page_size;
+        let slot = self.table.layout().slot(block, index)?;
+        let index = u32::try_from(index).map_err(|_| TableError::NoSuchPage {
+            block: block.0,
+            index,
+        })?;
+        if slot != self.position.slot {
+            self.step(slot, stats, out);
+        }
+        self.position.slot = slot + 1;
+        match self.holds.arrive(slot, content, self.position.walk == 1) {
+            Fate::Held => {
+                stats.walk.held_pages += 1;
+                return Ok(());
+            }
+            Fate::Forward(Origin::Paused) => stats.pages_paused += u64::from(content.is_some()),
+            Fate::Forward(_) => stats.walk.live_pages += u64::from(content.is_some()),
+        }
+        let Some(content) = content else {
+            if self.table.put_zero_at(slot) == Change::Same {
+                stats.pages_dropped += 1;
+            } else {
+                self.batch.zero(block.0, index, out);
+                stats.pages_zero += 1;
+            }
+            return Ok(());
+        };
+        if self.table.put_at(slot, content) == Change::Same {
+            stats.pages_dropped += 1;
+        } else {
+            self.batch.page(block.0, index, content, out);
+            stats.pages_sent += 1;
+        }
+        Ok(())
+    }
+
+    /// QEMU has left pages out, or begun another walk.
+    fn step(&mut self, slot: usize, stats: &mut SourceStats, out: &mut Vec<u8>) {
+        let from = self.position.slot;
+        if slot < from {
+            self.batch.flush(out);
+            put_control(&Message::PassEnd(self.position.walk), out);
+            self.position.walk += 1;
+            stats.walks = self.position.walk;
+            stats.last_walk = std::mem::take(&mut stats.walk);
+            self.holds.passed(from..self.table.layout().pages());
+            self.holds.passed(0..slot);
+        } else {
+            self.holds.passed(from..slot);
+        }
+    }
+
+    /// Puts held pages that are due, until `out` is `full` bytes long.
+    pub(super) fn pump(&mut self, full: usize, stats: &mut SourceStats, out: &mut Vec<u8>) {
+        while out.len() < full
+            && let Some((slot, origin)) = self.holds.next_due()
+        {
+            let (block, index) = self.table.layout().place(slot);
+            if let (Some(content), Ok(index)) = (self.holds.content(slot), u32::try_from(index)) {
+                if self.table.put_at(slot, content) == Change::Same {
+                    stats.pages_dropped += 1;
+                } else {
+                    self.batch.page(block.0, index, content, out);
+                    stats.pages_sent += 1;
+                    match origin {
+                        Origin::Live => {}
+                        Origin::Paused => stats.pages_paused += 1,
+                        Origin::Cooled => stats.pages_cooled += 1,
+                        Origin::Flushed => stats.pages_flushed += 1,
+                    }
+                }
+            }
+            // Held pages have slots below 2^32.
+            self.holds.release(u32::try_from(slot).unwrap_or(u32::MAX));
+        }
+        stats.held_peak_pages = self.holds.peak_pages();
+    }
+}
