@@ -45,6 +45,12 @@ pub(crate) fn info(id: ProcessId) -> Option<Info> {
     })
 }
 
+/// Its anonymous memory; nothing if it has ended.
+pub(crate) fn anonymous_kib(id: ProcessId) -> Option<u64> {
+    let status = text(id, "status");
+    (!has_ended(&status)).then(|| field(&status, "RssAnon:"))
+}
+
 /// Gone, or waiting for its parent to ask. A first thread may end before the others do.
 fn has_ended(status: &str) -> bool {
     let state = status.lines().find_map(|line| line.strip_prefix("State:"));

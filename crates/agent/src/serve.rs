@@ -31,6 +31,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(120);
 /// Records in one message: at their longest they fit a frame.
 const RECORDS_PER_MESSAGE: usize = 64;
+/// Candidates in one message: at their longest they fit a frame.
+const CANDIDATES_PER_MESSAGE: usize = 1000;
 
 /// How processes are followed.
 #[expect(clippy::large_enum_variant, reason = "there is one")]
@@ -172,6 +174,11 @@ impl Agent {
                 Ok(vec![Answer::Renewed])
             }
             Request::Thaw => told(self.thaw_all().map(|thawed| vec![Answer::Thawed(thawed)])),
+            Request::Survey {
+                rules,
+                at_least_kib,
+            } => told(self.survey(rules, at_least_kib)),
+            Request::Dependents { processes } => self.dependents(processes),
         }
     }
 
@@ -243,10 +250,7 @@ impl Agent {
 
     fn report(&mut self) -> Result<Vec<Answer>, Failure> {
         let Some(mut open) = self.window.take() else {
-            return Err(Failure {
-                refusal: Refusal::OutOfTurn,
-                message: "no window is open: ask to arm first".into(),
-            });
+            return Err(no_window());
         };
         let tasks = self.snapshot(&mut open);
         let losses = self.losses();
@@ -261,6 +265,39 @@ impl Agent {
         });
         self.window = Some(open);
         told(answers)
+    }
+
+    /// Who may be paused, as far as what stands tells: a look at the guest before a window opens.
+    fn survey(&mut self, rules: Vec<Rule>, at_least_kib: u64) -> Result<Vec<Answer>> {
+        let mut candidates = Vec::new();
+        // Without probes nobody is ever frozen.
+        if let Means::Probes(tracker) = &mut self.means {
+            tracker.own_addresses(&addresses::own())?;
+            let snapshot = tracker.snapshot()?;
+            let mut window = Window::new(rules);
+            window.stands(&snapshot);
+            candidates = window.candidates(&snapshot.tasks, at_least_kib);
+        }
+        let parts = candidates.chunks(CANDIDATES_PER_MESSAGE);
+        let answers = parts.map(|part| Answer::Candidates(part.to_vec()));
+        Ok(answers.chain([Answer::Candidates(Vec::new())]).collect())
+    }
+
+    /// Which of these have turned out to be dependent.
+    fn dependents(&mut self, processes: Vec<ProcessId>) -> Result<Vec<Answer>, Failure> {
+        if let Err(error) = self.catch_up() {
+            return Err(failed(&error));
+        }
+        let losses = self.losses();
+        let Some(open) = &mut self.window else {
+            return Err(no_window());
+        };
+        open.window.lost(losses);
+        let dependents = processes
+            .into_iter()
+            .filter(|process| !open.window.may_pause(*process))
+            .collect();
+        Ok(vec![Answer::Dependents(dependents)])
     }
 
     /// Takes what stands and what has happened since the last time.
@@ -423,6 +460,13 @@ fn without_probes(open: &mut Open) -> Vec<Task> {
 
 fn told(answers: Result<Vec<Answer>>) -> Result<Vec<Answer>, Failure> {
     answers.map_err(|error| failed(&error))
+}
+
+fn no_window() -> Failure {
+    Failure {
+        refusal: Refusal::OutOfTurn,
+        message: "no window is open: ask to arm first".into(),
+    }
 }
 
 fn failed(error: &anyhow::Error) -> Failure {

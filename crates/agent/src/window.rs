@@ -1,6 +1,6 @@
 //! A window: from what the probes tell to what every process is.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use depgraph::{
     Class, External, Graph, Interface, Limits, ObjectId, ObjectKind, ProcessId, Relation,
     Uncertainty,
 };
-use guest_proto::{Losses, ProcessRecord, Reason, Rule, Summary, Traits};
+use guest_proto::{Candidate, Losses, ProcessRecord, Reason, Rule, Summary, Traits};
 
 use crate::names;
 use crate::policy::{self, FOLDER, Policy};
@@ -77,7 +77,7 @@ impl Window {
     /// Every process that lives, what it is and why.
     pub(crate) fn records(&self, tasks: &[Task]) -> Vec<ProcessRecord> {
         let mut names = names::Names::default();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         tasks
             .iter()
             .filter(|task| !task.is_kernel && task.id.pid != std::process::id())
@@ -105,6 +105,23 @@ impl Window {
     pub(crate) fn may_pause(&self, process: ProcessId) -> bool {
         let class = self.graph.class(process);
         class.is_some_and(|class| !class.stays_live())
+    }
+
+    /// Those that may be paused, as far as is known, and have so much anonymous memory.
+    pub(crate) fn candidates(&self, tasks: &[Task], at_least_kib: u64) -> Vec<Candidate> {
+        let mut seen = HashSet::new();
+        tasks
+            .iter()
+            .filter(|task| !task.is_kernel && task.id.pid != std::process::id())
+            .filter(|task| self.may_pause(task.id) && seen.insert(task.id))
+            .filter_map(|task| {
+                let anonymous_kib = processes::anonymous_kib(task.id)?;
+                (anonymous_kib >= at_least_kib).then_some(Candidate {
+                    id: task.id,
+                    anonymous_kib,
+                })
+            })
+            .collect()
     }
 
     /// The graph, for facts that come from elsewhere.

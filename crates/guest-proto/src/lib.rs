@@ -26,8 +26,8 @@ mod rule;
 pub use frame::{Decoder, FRAME_MAX, TooLarge, encode};
 pub use host::{ANSWER_FRAMES_MAX, Host, ProtocolError, UNASKED};
 pub use message::{
-    Answer, Armed, Capabilities, Failure, FrozenReport, Losses, ProcessRecord, Reason, Refusal,
-    Request, Summary, ThawReason, Tier, ToAgent, ToHost, Welcome, shortened,
+    Answer, Armed, Candidate, Capabilities, Failure, FrozenReport, Losses, ProcessRecord, Reason,
+    Refusal, Request, Summary, ThawReason, Tier, ToAgent, ToHost, Welcome, shortened,
 };
 pub use pages::{PageSet, PageSetBuilder, PageSetError, Run};
 pub use rule::{Rule, RuleError, Subject, Traits, Treatment};

@@ -64,6 +64,18 @@ pub enum Request {
     },
     /// Thaw everything.
     Thaw,
+    /// Who may be paused, as far as it can be told without a window: needs none, and opens none.
+    Survey {
+        /// Rules of the host, which come before the guest's own.
+        rules: Vec<Rule>,
+        /// Processes with less anonymous memory, in KiB, are of no interest.
+        at_least_kib: u64,
+    },
+    /// Which of these must not be paused, as far as is known by now.
+    Dependents {
+        /// Of whom.
+        processes: Vec<ProcessId>,
+    },
 }
 
 /// From the agent.
@@ -120,6 +132,19 @@ pub enum Answer {
         /// Why.
         reason: ThawReason,
     },
+    /// To [`Request::Survey`], as many as are needed.
+    Candidates(Vec<Candidate>),
+    /// To [`Request::Dependents`].
+    Dependents(Vec<ProcessId>),
+}
+
+/// A process that may be paused unless it exchanges data with one that may not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Which.
+    pub id: ProcessId,
+    /// Anonymous memory in use, in KiB.
+    pub anonymous_kib: u64,
 }
 
 /// Who was frozen.

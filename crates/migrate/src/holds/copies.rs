@@ -81,9 +81,6 @@ impl Copies {
 
     fn place(&self, number: NonZeroU32) -> (usize, usize) {
         let index = number.get() as usize - 1;
-        (
-            index / CHUNK_PAGES,
-            index % CHUNK_PAGES * self.page_size,
-        )
+        (index / CHUNK_PAGES, index % CHUNK_PAGES * self.page_size)
     }
 }

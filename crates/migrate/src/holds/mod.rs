@@ -312,7 +312,11 @@ impl Holds {
     /// The next page that is due, in ascending order from the last one on, and why it travels.
     /// Send [`content`](Holds::content), then [`release`](Holds::release) it.
     pub(crate) fn next_due(&mut self) -> Option<(usize, Origin)> {
-        let slot = self.due.range(self.due_from..).next().or_else(|| self.due.min())?;
+        let slot = self
+            .due
+            .range(self.due_from..)
+            .next()
+            .or_else(|| self.due.min())?;
         self.due_from = slot.saturating_add(1);
         let class = self.classes.get(slot as usize).copied().unwrap_or(NOBODY);
         let origin = match self.treatment(class) {
@@ -346,7 +350,10 @@ impl Holds {
     pub(crate) fn live_pages_from(&self, slot: usize) -> u64 {
         let rest = self.classes.get(slot..).unwrap_or_default();
         let live = rest.iter().filter(|class| {
-            **class != FREE && self.treatment(**class).is_none_or(|now| now != Treatment::Held)
+            **class != FREE
+                && self
+                    .treatment(**class)
+                    .is_none_or(|now| now != Treatment::Held)
         });
         live.count() as u64
     }

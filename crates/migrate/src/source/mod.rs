@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 
 use qemu_stream::{BlockId, Emitter, Event, RamBlock};
 use wire::{
-    AbortCode, Accept, Block, Capabilities, Digest, Frame, Hello, Message, Preamble,
-    RamSetup, Started, put_control, put_device,
+    AbortCode, Accept, Block, Capabilities, Digest, Frame, Hello, Message, Preamble, RamSetup,
+    Started, put_control, put_device,
 };
 
 use crate::{Fault, PageTable};
