@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use guest_proto::Rule;
 
@@ -73,6 +73,32 @@ pub struct SendArgs {
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub timeout: Option<Duration>,
 
+    /// QEMU's socket of the VM's virtio-serial port org.unmoor.0: processes on which nobody
+    /// outside depends are paused for a moment, and their memory travels once.
+    #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
+    pub agent: Option<PathBuf>,
+
+    /// How memory travels.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub protocol: ProtocolArg,
+
+    /// Longest acceptable pause of a process; a rule may allow others more or less.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub max_pause: Duration,
+
+    /// What happens when the memory that is moved live does not converge.
+    #[arg(long, value_enum, default_value = "wait")]
+    pub on_stall: StallArg,
+
+    /// Most bytes of guest memory that are kept back at once, for example 1GiB; half of the guest's
+    /// memory unless given.
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    pub hold_limit: Option<u64>,
+
+    #[command(flatten)]
+    /// Rules about processes.
+    pub policy: PolicyArgs,
+
     /// Runs a shell command when the destination is ready and the VM is stopped, just before the
     /// commit; if it fails, the VM resumes here. Its run time is downtime.
     #[arg(long, value_name = "COMMAND")]
@@ -98,6 +124,11 @@ pub struct ReceiveArgs {
     /// Address to listen on.
     #[arg(long, value_name = "HOST:PORT", value_hint = ValueHint::Hostname)]
     pub listen: String,
+
+    /// This QEMU's socket of the VM's virtio-serial port org.unmoor.0: what the source has frozen
+    /// is thawed as soon as the VM runs, and not only when its time is up.
+    #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
+    pub agent: Option<PathBuf>,
 
     /// Ends with the first connection, also if it comes to nothing.
     #[arg(long)]
@@ -158,6 +189,46 @@ pub struct ExplainArgs {
     /// Prints a graph for Graphviz.
     #[arg(long, conflicts_with = "json")]
     pub dot: bool,
+}
+
+/// How memory travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProtocolArg {
+    /// stop-copy where an agent answers, else live
+    Auto,
+    /// All of it live, pass by pass
+    Live,
+    /// That of processes on which nobody outside depends once, while they are paused
+    StopCopy,
+}
+
+/// What happens when the memory that is moved live does not converge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StallArg {
+    /// It goes on until you, or --timeout, end it
+    Wait,
+    /// QEMU throttles the guest's processors
+    AutoConverge,
+    /// The VM is stopped and moved, whatever the downtime
+    Switchover,
+    /// The migration is given up
+    Abort,
+}
+
+/// Rules about processes.
+#[derive(Debug, Clone, Args)]
+pub struct PolicyArgs {
+    /// A rule that comes before those of the guest, such as `may-pause unit:batch.service`; may
+    /// be given several times.
+    #[arg(long, value_name = "RULE")]
+    pub rule: Vec<Rule>,
+}
+
+impl PolicyArgs {
+    /// All rules.
+    pub fn rules(&self) -> Result<Vec<Rule>, std::convert::Infallible> {
+        Ok(self.rule.clone())
+    }
 }
 
 /// How to connect.
@@ -247,6 +318,25 @@ fn bandwidth(text: &str) -> Result<u64, String> {
     Ok(rate)
 }
 
+/// Bytes from a size such as `512MiB` or `2GB`.
+fn size(text: &str) -> Result<u64, String> {
+    let explain = || "write a size such as 512MiB or 2GB".to_owned();
+    let trimmed = text.trim();
+    let unit_at = trimmed
+        .find(|c: char| !c.is_ascii_digit())
+        .ok_or_else(explain)?;
+    let (number, unit) = trimmed.split_at(unit_at);
+    let number: u64 = number.parse().map_err(|_| explain())?;
+    let unit: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => return Err(explain()),
+    };
+    number.checked_mul(unit).ok_or_else(explain)
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -266,6 +356,15 @@ mod tests {
         assert_eq!(bandwidth("2MiB/s"), Ok(2 << 20));
         for wrong in ["1000", "fast", "10Mfoo", "1bit", "-5MB", "9999999Gbit"] {
             assert!(bandwidth(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_in_powers_of_ten_and_two() {
+        assert_eq!(size("512MiB"), Ok(512 << 20));
+        assert_eq!(size("2 GB"), Ok(2_000_000_000));
+        for wrong in ["512", "much", "-1GB", "99999999999999999GB", "1kB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
         }
     }
 

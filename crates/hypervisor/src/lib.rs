@@ -1,12 +1,13 @@
 //! Control of a QEMU through QMP: what a migration through a relay needs of it, and no more.
 //!
 //! ```text
-//! codec     bytes ⇄ messages, sans-IO
-//! client    one monitor connection: commands that wait, and ones that do not
-//! vm        typed questions and orders
-//! settings  capabilities and parameters, changed for a migration and put back
-//! check     can this VM be moved, and do two QEMUs fit each other
-//! recover   the source VM runs again, the destination QEMU goes away
+//! codec       bytes ⇄ messages, sans-IO
+//! client      one monitor connection: commands that wait, and ones that do not
+//! vm          typed questions and orders
+//! settings    capabilities and parameters, changed for a migration and put back
+//! check       can this VM be moved, and do two QEMUs fit each other
+//! memory_map  where the guest's page frames are in QEMU's RAM blocks
+//! recover     the source VM runs again, the destination QEMU goes away
 //! ```
 //!
 //! QEMU serves one client at a time on a monitor socket. Answers are read with tolerance: fields
@@ -17,6 +18,7 @@ mod client;
 mod codec;
 mod error;
 mod facts;
+mod memory_map;
 mod recover;
 mod settings;
 mod vm;
@@ -26,6 +28,7 @@ pub use client::{Client, Id, Incoming};
 pub use codec::{Codec, Event, Message};
 pub use error::Error;
 pub use facts::{Version, VmFacts};
+pub use memory_map::RamPiece;
 pub use recover::{Recovered, discard_destination, recover_source};
 pub use settings::{Saved, Wanted};
 pub use vm::{MigrationInfo, MigrationStatus, RamInfo, RunState, Vm};

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::vm::milliseconds;
 use crate::{Error, Vm};
 
 /// Capabilities that change the stream in a way that a relay cannot follow, or let the source
@@ -37,6 +38,9 @@ const ON: [&str; 1] = ["events"];
 pub struct Wanted {
     /// Longest acceptable stop of the VM.
     pub downtime_limit: Duration,
+    /// Throttling the guest's processors may be asked for later
+    /// ([`Vm::submit_throttle`]): it cannot be switched on during a migration.
+    pub may_throttle: bool,
 }
 
 /// Settings to change, with the values that they had: made before anything is changed, so that
@@ -52,31 +56,46 @@ pub struct Saved {
 impl Saved {
     /// What a source QEMU needs.
     pub fn plan_source(vm: &mut Vm, wanted: &Wanted) -> Result<Self, Error> {
-        let milliseconds = u64::try_from(wanted.downtime_limit.as_millis()).unwrap_or(u64::MAX);
         let mut parameters = Map::new();
         // The relay paces; a second limit in QEMU would only make it misjudge the link.
         parameters.insert("max-bandwidth".into(), json!(0));
-        parameters.insert("downtime-limit".into(), json!(milliseconds));
+        parameters.insert(
+            "downtime-limit".into(),
+            json!(milliseconds(wanted.downtime_limit)),
+        );
+        let mut on = ON.to_vec();
+        if wanted.may_throttle {
+            on.push("auto-converge");
+            for name in [
+                "cpu-throttle-initial",
+                "cpu-throttle-increment",
+                "max-cpu-throttle",
+            ] {
+                // The least that QEMU takes.
+                parameters.insert(name.into(), json!(1));
+            }
+        }
         let off = OFF_AT_SOURCE.iter().chain(&OFF_AT_BOTH);
-        Self::plan(vm, off.copied(), parameters)
+        Self::plan(vm, off.copied(), &on, parameters)
     }
 
     /// What a destination QEMU needs.
     pub fn plan_destination(vm: &mut Vm) -> Result<Self, Error> {
         let off = OFF_AT_DESTINATION.iter().chain(&OFF_AT_BOTH);
-        Self::plan(vm, off.copied(), Map::new())
+        Self::plan(vm, off.copied(), &ON, Map::new())
     }
 
     fn plan(
         vm: &mut Vm,
         off: impl Iterator<Item = &'static str>,
+        on: &[&'static str],
         parameters: Map<String, Value>,
     ) -> Result<Self, Error> {
         let known = vm.capabilities()?;
         let before = vm.parameters()?;
         let wanted = off
             .map(|name| (name, false))
-            .chain(ON.iter().map(|name| (*name, true)));
+            .chain(on.iter().map(|name| (*name, true)));
         let mut saved = Saved {
             capabilities_before: BTreeMap::new(),
             capabilities: BTreeMap::new(),

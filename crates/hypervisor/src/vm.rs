@@ -310,6 +310,19 @@ impl Vm {
         self.client.submit("query-migrate", &json!({}))
     }
 
+    /// Changes the downtime limit of a migration under way, without waiting for the answer.
+    pub fn submit_downtime_limit(&mut self, limit: Duration) -> Result<Id, Error> {
+        let arguments = json!({"downtime-limit": milliseconds(limit)});
+        self.client.submit("migrate-set-parameters", &arguments)
+    }
+
+    /// Lets QEMU throttle the guest's processors up to so many percent, in one step, without
+    /// waiting for the answer. Works if throttling was wanted from the start.
+    pub fn submit_throttle(&mut self, percent: u8) -> Result<Id, Error> {
+        let arguments = json!({"max-cpu-throttle": percent, "cpu-throttle-increment": percent});
+        self.client.submit("migrate-set-parameters", &arguments)
+    }
+
     /// Gives QEMU a descriptor under a name, for `fd:NAME`.
     pub fn send_fd(&mut self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error> {
         let arguments = json!({"fdname": name});
@@ -328,4 +341,8 @@ impl Vm {
         self.ask("migrate-incoming", &json!({"uri": uri}))?;
         Ok(())
     }
+}
+
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

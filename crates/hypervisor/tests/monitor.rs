@@ -459,6 +459,7 @@ fn settings_change_what_differs_and_are_put_back() {
     let mut vm = script.vm();
     let wanted = Wanted {
         downtime_limit: Duration::from_millis(300),
+        may_throttle: false,
     };
     let saved = Saved::plan_source(&mut vm, &wanted).unwrap();
     assert!(script.commands("migrate-set-capabilities").is_empty());
@@ -572,6 +573,7 @@ fn switched(script: &Script, vm: &mut Vm, saved: &Saved) -> Vec<(String, bool, b
 fn each_qemu_is_asked_for_what_it_knows_and_what_differs() {
     let wanted = Wanted {
         downtime_limit: Duration::from_millis(120),
+        may_throttle: false,
     };
     let off = |name: &str| (name.to_owned(), false, true);
     let on = |name: &str| (name.to_owned(), true, false);
@@ -647,6 +649,7 @@ fn a_qemu_that_is_as_wanted_is_left_alone() {
     let mut vm = script.vm();
     let wanted = Wanted {
         downtime_limit: Duration::from_millis(300),
+        may_throttle: false,
     };
     let saved = Saved::plan_source(&mut vm, &wanted).unwrap();
     saved.apply(&mut vm).unwrap();
@@ -663,6 +666,7 @@ fn capabilities_are_put_back_where_parameters_are_refused() {
     let mut vm = script.vm();
     let wanted = Wanted {
         downtime_limit: Duration::from_millis(300),
+        may_throttle: false,
     };
     let saved = Saved::plan_source(&mut vm, &wanted).unwrap();
     saved.apply(&mut vm).unwrap();

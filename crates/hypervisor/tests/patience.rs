@@ -193,6 +193,7 @@ fn a_destination_does_not_expect_a_file() {
     );
     let wanted = Wanted {
         downtime_limit: Duration::from_millis(300),
+        may_throttle: false,
     };
     let source = Saved::plan_source(&mut vm, &wanted).unwrap();
     source.apply(&mut vm).unwrap();

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use qemu_stream::{BlockId, Emitter, Event, RamBlock, return_path};
 use wire::{
     AbortCode, Accept, Capabilities, Digest, Frame, Hello, Message, Preamble, RamSetup, Started,
-    put_control,
+    Thawed, put_control,
 };
 
 use crate::{Fault, PageTable};
@@ -39,6 +39,7 @@ pub struct Destination {
     ram: Option<Ram>,
     device_bytes: u64,
     started: Option<Started>,
+    uses: Capabilities,
 }
 
 /// Where the destination half stands.
@@ -145,6 +146,7 @@ impl Destination {
             ram: None,
             device_bytes: 0,
             started: None,
+            uses: Capabilities::default(),
         }
     }
 
@@ -189,7 +191,7 @@ impl Destination {
         self.phase = DestinationPhase::Head;
         let accept = Accept {
             software: software.to_owned(),
-            uses: Capabilities::OURS,
+            uses: self.uses,
             vm_facts,
         };
         put_control(&Message::Accept(accept), peer);
@@ -287,6 +289,14 @@ impl Destination {
         put_control(&Message::Committed(started), peer);
     }
 
+    /// What was frozen runs again, or its agent could not be asked: tells the source, if it
+    /// listens for that.
+    pub fn thawed(&self, thawed: Thawed, peer: &mut Vec<u8>) {
+        if self.phase == DestinationPhase::Started && self.uses.has(Capabilities::THAWED) {
+            put_control(&Message::Thawed(thawed), peer);
+        }
+    }
+
     /// Tells the source that this side gives up; nothing is put once the VM has been started.
     pub fn abort(&self, code: AbortCode, reason: &str, peer: &mut Vec<u8>) {
         if self.phase < DestinationPhase::Started {
@@ -306,7 +316,7 @@ impl Destination {
                 });
             }
             (P::Greeting, Message::Hello(hello)) => {
-                Capabilities::OURS.negotiate(hello.offers, hello.requires)?;
+                self.uses = Capabilities::OURS.negotiate(hello.offers, hello.requires)?;
                 self.session = Some(hello.session);
                 self.seed = hello.seed;
                 self.phase = P::Admitting;

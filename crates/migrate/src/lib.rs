@@ -19,6 +19,7 @@ mod guest_map;
 mod holds;
 mod keepalive;
 mod layout;
+pub mod pilot;
 mod source;
 mod table;
 
@@ -28,7 +29,6 @@ pub use guest_map::MappedRam;
 pub use holds::{Group, GroupFigures, Treatment};
 pub use keepalive::{KeepAlive, Liveness};
 pub use source::{
-    KeepBack, Source, SourceAction, SourcePhase, SourceStats, WalkFigures, WalkPosition,
-    put_verdict,
+    KeepBack, Source, SourceAction, SourcePhase, SourceStats, WalkPosition, put_verdict,
 };
 pub use table::{BYTES_PER_PAGE, Change, PageTable, TableError};

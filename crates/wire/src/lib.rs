@@ -47,7 +47,7 @@ pub use batch::{BatchWriter, PageRun, PagesFrame, ZERO_PAGES_MAX, ZerosFrame};
 pub use decode::{Decoder, Frame, put_control, put_device};
 pub use error::WireError;
 pub use message::{
-    AbortCode, Accept, Block, Capabilities, Digest, Hello, Message, RamSetup, Started,
+    AbortCode, Accept, Block, Capabilities, Digest, Hello, Message, RamSetup, Started, Thawed,
 };
 pub use preamble::{Preamble, VERSION_NEWEST, VERSION_OLDEST};
 

@@ -16,10 +16,17 @@ impl Capabilities {
     pub const XXH3_128: Capabilities = Capabilities(1 << 0);
     /// The outcome can be asked for on a new connection ([`Message::Verdict`]).
     pub const VERDICT: Capabilities = Capabilities(1 << 1);
+    /// The destination thaws frozen processes and says so ([`Message::Thawed`]).
+    pub const THAWED: Capabilities = Capabilities(1 << 2);
     /// Everything that this release knows.
-    pub const OURS: Capabilities = Capabilities(Self::XXH3_128.0 | Self::VERDICT.0);
+    pub const OURS: Capabilities = Capabilities(Self::REQUIRED.0 | Self::THAWED.0);
     /// What this release cannot do without.
-    pub const REQUIRED: Capabilities = Self::OURS;
+    pub const REQUIRED: Capabilities = Capabilities(Self::XXH3_128.0 | Self::VERDICT.0);
+
+    /// Whether all of the other's parts are in this set.
+    pub fn has(self, other: Capabilities) -> bool {
+        self.0 & other.0 == other.0
+    }
 
     /// What both sides have, unless one requires more than the other offers.
     pub fn negotiate(
@@ -113,6 +120,17 @@ pub struct Started {
     pub resume_after_us: u64,
 }
 
+/// How frozen processes were thawed at the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thawed {
+    /// How many; nothing if the agent could not be asked, so that they thaw by themselves when
+    /// their time is up.
+    pub processes: Option<u32>,
+    /// Microseconds between QEMU's RESUME event and the agent's answer, on the destination's
+    /// clock.
+    pub after_us: u64,
+}
+
 /// Why a side gives up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AbortCode {
@@ -182,6 +200,8 @@ pub enum Message {
         /// Whether the commit was recorded.
         commit: bool,
     },
+    /// Destination, after `Committed`, if both can: what was frozen runs again.
+    Thawed(Thawed),
 }
 
 impl Message {
@@ -203,6 +223,7 @@ impl Message {
             Message::Abort { .. } => "Abort",
             Message::KeepAlive => "KeepAlive",
             Message::Verdict { .. } => "Verdict",
+            Message::Thawed(_) => "Thawed",
         }
     }
 }
@@ -259,6 +280,11 @@ mod tests {
             }),
             verdict
         );
+        let thawed = Thawed {
+            processes: Some(3),
+            after_us: 5,
+        };
+        assert_eq!(bytes(&Message::Thawed(thawed)), [15, 1, 3, 5]);
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub enum AgentError {
 pub struct Client {
     stream: UnixStream,
     host: Host,
+    /// No answer is waited for beyond this.
+    until: Option<Instant>,
 }
 
 /// What every process is.
@@ -97,6 +99,19 @@ impl Pages {
 impl Client {
     /// Connects and greets.
     pub fn connect(path: &Path) -> Result<(Self, Welcome), AgentError> {
+        Self::greet(path, None)
+    }
+
+    /// Thaws what is frozen and ends the window, within `limit`; tells who was thawed.
+    pub fn release(path: &Path, limit: Duration) -> Result<Vec<ProcessId>, AgentError> {
+        let (mut client, _) = Self::greet(path, Some(Instant::now() + limit))?;
+        let thawed = client.thaw();
+        // Ending the window thaws, too.
+        client.disarm()?;
+        thawed
+    }
+
+    fn greet(path: &Path, until: Option<Instant>) -> Result<(Self, Welcome), AgentError> {
         let stream = UnixStream::connect(path).map_err(|source| AgentError::Connect {
             path: path.display().to_string(),
             source,
@@ -105,6 +120,7 @@ impl Client {
         let mut client = Client {
             stream,
             host: Host::new(session),
+            until,
         };
         match client.ask(Request::Hello { version: VERSION })? {
             Answer::Welcome(welcome) => Ok((client, welcome)),
@@ -262,6 +278,7 @@ impl Client {
             if let Some((answer, _)) = self.host.answer()? {
                 return Ok(answer);
             }
+            let deadline = self.until.map_or(deadline, |until| until.min(deadline));
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(AgentError::Silent);

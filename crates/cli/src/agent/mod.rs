@@ -4,9 +4,11 @@ mod check;
 mod client;
 mod dot;
 pub(crate) mod explain;
+mod line;
 mod table;
 mod words;
 
 pub(crate) use check::Check;
 pub use client::{AgentError, Client, Pages, Report};
+pub(crate) use line::{Heard, Line};
 pub use words::Words;

@@ -10,9 +10,10 @@ use migrate::{
 };
 use qemu_stream::return_path::ReturnPathParser;
 use rustix::event::{PollFd, PollFlags};
-use wire::{AbortCode, Hello, Message, Preamble, Started, put_control};
+use wire::{AbortCode, Hello, Message, Preamble, Started, Thawed, put_control};
 
 use super::Receiver;
+use crate::agent::Client;
 use crate::buffer::{Filled, Input, Output};
 use crate::exit::Exit;
 use crate::net::{self, Link};
@@ -28,6 +29,8 @@ const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(60);
 /// Longest wait for a QEMU that is being given up to end.
 const DISCARD_LIMIT: Duration = Duration::from_secs(5);
+/// Longest wait for the agent to thaw what was frozen.
+const THAW_LIMIT: Duration = Duration::from_secs(5);
 /// Guest memory that a source may describe beyond twice what this QEMU has: firmware, video
 /// memory and the like.
 const MEMORY_SLACK: u64 = 1 << 30;
@@ -58,6 +61,8 @@ pub(super) struct Session<'r, 'a> {
     linger_until: Option<Instant>,
     /// Whether the VM runs here.
     running: bool,
+    /// Processes that the agent thawed.
+    thawed: Option<u32>,
 }
 
 struct Connection {
@@ -102,6 +107,7 @@ impl<'r, 'a> Session<'r, 'a> {
             resumed: None,
             linger_until: None,
             running: false,
+            thawed: None,
         };
         session.connect(link);
         session
@@ -245,14 +251,50 @@ impl<'r, 'a> Session<'r, 'a> {
         };
         let started = Started {
             running,
-            resume_after_us: u64::try_from(resume_after.as_micros()).unwrap_or(u64::MAX),
+            resume_after_us: micros(resume_after),
         };
         self.running = running;
         self.engine.started(started, self.to_peer.tail());
+        if running {
+            // The source need not wait for what follows.
+            self.send()?;
+            self.thaw();
+        }
         if self.link.is_none() {
             self.linger_until = Some(Instant::now() + LINGER);
         }
         Ok(())
+    }
+
+    /// Thaws what the source has frozen, and ends the window. The VM has nothing else to wait for
+    /// here, and the source is told in time: so this may block for a moment.
+    fn thaw(&mut self) {
+        let Some(path) = &self.receiver.args.agent else {
+            return;
+        };
+        let limit = (self.receiver.args.net.peer_timeout / 2).min(THAW_LIMIT);
+        let begun = Instant::now();
+        let processes = match Client::release(path, limit) {
+            Ok(thawed) => u32::try_from(thawed.len()).ok(),
+            Err(error) => {
+                self.receiver.report.tell(&Event::Note {
+                    text: format!(
+                        "the agent could not be asked to thaw what was frozen ({error}); it does so by itself, within seconds"
+                    ),
+                });
+                None
+            }
+        };
+        self.thawed = processes;
+        let after = self
+            .resumed
+            .zip(wall_clock())
+            .map(|(resumed, now)| now.saturating_sub(resumed));
+        let thawed = Thawed {
+            processes,
+            after_us: micros(after.unwrap_or_else(|| begun.elapsed())),
+        };
+        self.engine.thawed(thawed, self.to_peer.tail());
     }
 
     fn send(&mut self) -> Result<(), Stop> {
@@ -539,6 +581,7 @@ impl<'r, 'a> Session<'r, 'a> {
         self.receiver.report.tell(&Event::Received {
             running: self.running,
             pages: self.engine.pages(),
+            thawed: self.thawed,
             relay_memory_bytes: peak_memory(),
         });
         Ending::Over(Exit::Success)
@@ -606,6 +649,10 @@ fn code_of(failure: &Failure) -> AbortCode {
         Failure::Cancelled(_) => AbortCode::Cancelled,
         Failure::Failed(_) => AbortCode::Other,
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn failed(error: &dyn std::fmt::Display) -> Failure {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Event, Progress, Report, Summary, bytes, count, duration_ms, rate};
+use super::{Event, Named, Progress, Report, Summary, bytes, count, duration_ms, rate};
 
 /// Time between progress lines where there is no terminal to rewrite one on.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -71,6 +71,35 @@ impl Report for Human {
             Event::Note { text } => self.say(&format!("note: {text}")),
             Event::Phase { .. } | Event::Pass { .. } => {}
             Event::Progress(progress) => self.progress(progress),
+            Event::Classified {
+                processes,
+                independent,
+                ..
+            } => self.say(&format!(
+                "{independent} of the guest's {processes} processes may be paused"
+            )),
+            Event::Freezing {
+                processes,
+                expected_pause_ms,
+            } => self.say(&format!(
+                "pausing {} for about {}",
+                names(processes),
+                duration_ms(*expected_pause_ms)
+            )),
+            Event::Frozen { .. } => {}
+            Event::Thawed { processes, why } => {
+                self.say(&format!("{} runs again: {why}", names(processes)));
+            }
+            Event::Live { processes, why } => {
+                self.say(&format!("moved live: {}: {why}", names(processes)));
+            }
+            Event::FreePages { pages } => self.say(&format!(
+                "{} of free memory need not travel",
+                bytes(pages * 4096)
+            )),
+            Event::Stalled => {
+                self.say("what is moved live does not shrink: the VM writes as fast as it travels");
+            }
             Event::Stopped => self.say("the VM has stopped for the switchover"),
             Event::Ready => self.say("the destination has loaded everything; memory proven equal"),
             Event::Committed => self.say("committed"),
@@ -106,6 +135,20 @@ impl Human {
     }
 }
 
+/// Processes in a few words.
+fn names(processes: &[Named]) -> String {
+    const NAMED: usize = 4;
+    let first = processes.iter().take(NAMED).map(|one| {
+        let name: String = one.name.chars().filter(|c| !c.is_control()).collect();
+        format!("{name} ({})", one.pid)
+    });
+    let mut text = first.collect::<Vec<_>>().join(", ");
+    if processes.len() > NAMED {
+        text += &format!(" and {} more", processes.len() - NAMED);
+    }
+    text
+}
+
 fn describe(progress: &Progress) -> String {
     let mut text = format!(
         "{}, pass {}: sent {}",
@@ -118,6 +161,9 @@ fn describe(progress: &Progress) -> String {
             ", dropped {} duplicate pages",
             count(progress.pages_dropped)
         );
+    }
+    if progress.held_bytes > 0 {
+        text += &format!(", holds {}", bytes(progress.held_bytes));
     }
     text += &format!(", {}", rate(progress.rate));
     if let Some(remaining) = progress.remaining_bytes {
@@ -140,12 +186,24 @@ fn summarise(summary: &Summary) -> String {
         Some(ms) => format!(", {} of it in --before-commit", duration_ms(ms)),
         None => String::new(),
     };
+    let mut paused = String::new();
+    for one in &summary.frozen {
+        let pause = one
+            .pause_ms
+            .map_or_else(|| "unknown".to_owned(), duration_ms);
+        let who = names(std::slice::from_ref(&one.process));
+        paused += &format!("paused          {who} for {pause}\n");
+    }
+    let free = match summary.pages_free {
+        0 => String::new(),
+        pages => format!(", {} free", count(pages)),
+    };
     format!(
         "\
 moved in        {}
 downtime        {downtime}{hook}
-on the wire     {} for {} of guest memory
-pages           {} sent, {} zero, {} dropped as duplicates
+{paused}on the wire     {} for {} of guest memory
+pages           {} sent, {} zero, {} dropped as duplicates{free}
 passes          {}
 digest          {} ({} pages)
 QEMU            {} to {}
@@ -181,6 +239,7 @@ mod tests {
             pages_sent: 1,
             pages_zero: 2,
             pages_dropped: 1234,
+            held_bytes: 0,
             rate: 117_000_000,
             remaining_bytes: Some(600_000_000),
             seconds_to_switchover: None,

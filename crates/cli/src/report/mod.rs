@@ -29,6 +29,29 @@ pub(crate) enum Event {
     Pass { pass: u64 },
     /// How far it is.
     Progress(Progress),
+    /// Source: what the guest's processes are, as far as pausing goes.
+    Classified {
+        processes: usize,
+        /// Those that may be paused.
+        independent: usize,
+        /// How long flows had been followed.
+        window_ms: u64,
+    },
+    /// Source: processes are about to be frozen.
+    Freezing {
+        processes: Vec<Named>,
+        expected_pause_ms: f64,
+    },
+    /// Source: processes stand.
+    Frozen { processes: Vec<Named> },
+    /// Processes run again.
+    Thawed { processes: Vec<Named>, why: String },
+    /// Source: processes whose memory was held are moved live.
+    Live { processes: Vec<Named>, why: String },
+    /// Source: pages that need not travel.
+    FreePages { pages: u64 },
+    /// Source: what is moved live does not shrink from pass to pass.
+    Stalled,
     /// Source: the VM has stopped for the switchover.
     Stopped,
     /// Everything is loaded at the destination and proven equal.
@@ -43,11 +66,31 @@ pub(crate) enum Event {
         running: bool,
         /// Pages that arrived.
         pages: u64,
+        /// Processes that were thawed; absent without an agent.
+        thawed: Option<u32>,
         /// Highest resident memory of this process in bytes.
         relay_memory_bytes: Option<u64>,
     },
     /// It failed.
     Failed { exit: u8, error: String, vm: String },
+}
+
+/// A process.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Named {
+    pub pid: u32,
+    /// Its name, as the guest's kernel has it.
+    pub name: String,
+}
+
+/// A process that was frozen for the migration.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Paused {
+    #[serde(flatten)]
+    pub process: Named,
+    /// From the moment in which it was to be frozen until the agent at the destination had thawed
+    /// it; absent where the agent did not say so.
+    pub pause_ms: Option<f64>,
 }
 
 /// How far a migration is.
@@ -65,6 +108,8 @@ pub(crate) struct Progress {
     pub pages_zero: u64,
     /// Pages not sent since the destination has them.
     pub pages_dropped: u64,
+    /// Bytes of pages that are held.
+    pub held_bytes: u64,
     /// Bytes a second on the link, smoothed.
     pub rate: u64,
     /// Bytes of guest memory that QEMU has yet to send in this pass, if known.
@@ -90,6 +135,24 @@ pub(crate) struct Summary {
     pub pages_sent: u64,
     pub pages_zero: u64,
     pub pages_dropped: u64,
+    /// Pages that the guest declared free, and that did not travel.
+    pub pages_free: u64,
+    /// Of the pages sent, those of frozen processes.
+    pub pages_paused: u64,
+    /// Of the pages sent, those that were held until they had not changed for a pass.
+    pub pages_cooled: u64,
+    /// Of the pages sent, those that were held and had to go.
+    pub pages_flushed: u64,
+    /// Most pages held at once.
+    pub held_peak_pages: u64,
+    /// Guest memory less what the agent declared free when the migration began.
+    pub guest_nonfree_bytes: Option<u64>,
+    /// From the first question to the agent until memory was read.
+    pub agent_ms: Option<f64>,
+    /// Processes that were frozen when the VM was switched over.
+    pub frozen: Vec<Paused>,
+    /// The longest of their pauses.
+    pub longest_pause_ms: Option<f64>,
     pub device_bytes: u64,
     pub passes: u64,
     /// Whether the destination was proven to hold what was sent.

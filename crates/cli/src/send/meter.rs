@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 const SMOOTHING: f64 = 3.0;
 /// Shortest time between two samples.
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
+/// Weight of the newest sample of what a link carries.
+const LINK_NEWEST: f64 = 0.3;
 
 /// A counter's smoothed rate. Time is the caller's.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +49,48 @@ impl Meter {
     }
 }
 
+/// What the link carries, measured while something waits for it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct LinkRate {
+    /// Since when something has been waiting, up to the last look.
+    waits_since: Option<Instant>,
+    busy: Duration,
+    bytes: u64,
+    per_second: Option<f64>,
+}
+
+impl LinkRate {
+    /// So many bytes went out, and something waits, or not.
+    pub(crate) fn sent(&mut self, now: Instant, bytes: u64, waits: bool) {
+        if let Some(since) = self.waits_since {
+            self.busy += now.saturating_duration_since(since);
+            self.bytes += bytes;
+        }
+        self.waits_since = waits.then_some(now);
+        if self.busy < SAMPLE_EVERY {
+            return;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
+        let rate = self.bytes as f64 / self.busy.as_secs_f64();
+        self.per_second = Some(match self.per_second {
+            Some(smoothed) => smoothed + LINK_NEWEST * (rate - smoothed),
+            None => rate,
+        });
+        self.busy = Duration::ZERO;
+        self.bytes = 0;
+    }
+
+    /// Bytes per second, once something has waited for long enough.
+    pub(crate) fn rate(&self) -> Option<u64> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a rate is neither negative nor near the limit"
+        )]
+        self.per_second.map(|rate| rate as u64)
+    }
+}
+
 /// Seconds until `remaining` bytes have shrunk to what fits `downtime`, if they are sent at
 /// `drained` and come anew at `dirtied` bytes a second; `None` if that is never.
 pub(crate) fn seconds_to_switchover(
@@ -75,6 +119,23 @@ mod tests {
             meter.sample(start + Duration::from_millis(200 * i), 20_000 * i);
         }
         assert!((meter.rate() - 100_000.0).abs() < 1.0, "{}", meter.rate());
+    }
+
+    #[test]
+    fn a_link_is_measured_only_while_something_waits_for_it() {
+        let start = Instant::now();
+        let mut rate = LinkRate::default();
+        let at = |ms| start + Duration::from_millis(ms);
+        rate.sent(at(0), 1_000_000, false);
+        rate.sent(at(5000), 1_000_000, true);
+        assert_eq!(rate.rate(), None);
+        for tick in 1..=10 {
+            rate.sent(at(5000 + 100 * tick), 10_000, true);
+        }
+        assert_eq!(rate.rate(), Some(100_000));
+        rate.sent(at(6000), 0, false);
+        rate.sent(at(60_000), 0, false);
+        assert_eq!(rate.rate(), Some(100_000));
     }
 
     #[test]

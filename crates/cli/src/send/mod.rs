@@ -5,10 +5,12 @@ mod meter;
 mod outcome;
 mod session;
 mod settle;
+mod steer;
 
 use std::fmt;
 
 use hypervisor::{Report as Findings, Vm, check_source};
+use migrate::{KeepBack, MappedRam, Source};
 
 use crate::args::SendArgs;
 use crate::exit::Exit;
@@ -17,9 +19,13 @@ use crate::report::{Event, Report, reporter};
 use crate::signals::Signals;
 use crate::{QMP_CONNECT_LIMIT, random};
 use session::Session;
+use steer::Steering;
 
 /// Longest wait for the connection to the destination.
 const CONNECT_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Bytes in a page frame of the guest.
+const FRAME: u64 = 4096;
 
 /// Why the migration did not happen. The VM is where it was.
 #[derive(Debug)]
@@ -86,6 +92,13 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
     let findings = check_source(&mut vm).map_err(|error| failed(&error))?;
     tell_findings(&findings, report)?;
     let facts = vm.facts().map_err(|error| failed(&error))?;
+    let ram = match &args.agent {
+        Some(_) => guest_memory(&mut vm).map_err(|error| failed(&error))?,
+        None => Vec::new(),
+    };
+    let ends = ram.iter().map(|piece| piece.address + piece.length);
+    let frames = ends.max().unwrap_or(0) / FRAME;
+    let steering = Steering::new(args, frames, report)?;
     let link = net::connect(&args.to, trust, CONNECT_LIMIT, &mut signals)?;
     let session = random().map_err(|error| failed(&error))?;
     let seed = u64::from_le_bytes(random().map_err(|error| failed(&error))?);
@@ -93,9 +106,25 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
         peer: link.peer().to_string(),
         session: crate::report::session_name(session),
     });
+    let mut engine = Source::new(session, seed);
+    engine.keep_back(KeepBack {
+        limit: args.hold_limit.unwrap_or(facts.memory_bytes / 2),
+        ram,
+    });
     Ok(Session::new(
-        args, trust, report, signals, vm, facts, link, session, seed,
+        args, trust, report, signals, vm, facts, link, session, engine, steering,
     ))
+}
+
+/// Where the page frames that the agent speaks of are in QEMU's RAM blocks.
+fn guest_memory(vm: &mut Vm) -> Result<Vec<MappedRam>, hypervisor::Error> {
+    let pieces = vm.memory_map()?.into_iter().map(|piece| MappedRam {
+        address: piece.address,
+        length: piece.length,
+        block: piece.block,
+        offset: piece.offset,
+    });
+    Ok(pieces.collect())
 }
 
 /// Tells what is worth knowing; refuses if something stands in the way.

@@ -8,7 +8,7 @@ use wire::{AbortCode, Started};
 use super::Failure;
 use super::session::{LAST_WORDS_LIMIT, Session};
 use crate::exit::Exit;
-use crate::report::{Event, Summary, peak_memory, session_name};
+use crate::report::{Event, Paused, Summary, peak_memory, session_name};
 
 /// Longest wait for the source VM to run again.
 const RECOVER_LIMIT: Duration = Duration::from_secs(30);
@@ -22,6 +22,10 @@ impl Session<'_> {
             guardian.done();
         }
         let stats = self.engine.stats();
+        let frozen = self.paused(started);
+        let pauses = frozen.iter().filter_map(|one| one.pause_ms);
+        let longest_pause_ms = pauses.reduce(f64::max);
+        let free = self.steering.free_at_start;
         let summary = Summary {
             session: session_name(self.session),
             total_ms: millis(finished - self.times.migrate.unwrap_or(self.times.begun)),
@@ -32,6 +36,16 @@ impl Session<'_> {
             pages_sent: stats.pages_sent,
             pages_zero: stats.pages_zero,
             pages_dropped: stats.pages_dropped,
+            pages_free: stats.pages_free,
+            pages_paused: stats.pages_paused,
+            pages_cooled: stats.pages_cooled,
+            pages_flushed: stats.pages_flushed,
+            held_peak_pages: stats.held_peak_pages,
+            guest_nonfree_bytes: free
+                .map(|pages| self.facts.memory_bytes.saturating_sub(pages * 4096)),
+            agent_ms: self.steering.agent_time.map(millis),
+            frozen,
+            longest_pause_ms,
             device_bytes: stats.device_bytes,
             passes: self.meters.passes.max(1),
             digest: "equal",
@@ -64,6 +78,28 @@ impl Session<'_> {
         started
             .running
             .then(|| before_commit + on_the_way + Duration::from_micros(started.resume_after_us))
+    }
+
+    /// Who was frozen, and for how long: up to the commit on this host's clock, from the commit on
+    /// on the destination's.
+    fn paused(&self, started: Started) -> Vec<Paused> {
+        let mut paused = self
+            .steering
+            .paused(self.times.committed.unwrap_or_default());
+        let on_the_way = self.link.round_trip().unwrap_or_default() / 2;
+        let thawed = self.engine.thawed();
+        let after = thawed
+            .filter(|thawed| thawed.processes.is_some())
+            .map(|thawed| {
+                on_the_way + Duration::from_micros(started.resume_after_us + thawed.after_us)
+            });
+        for one in &mut paused {
+            one.pause_ms = one
+                .pause_ms
+                .zip(after)
+                .map(|(ms, after)| ms + millis(after));
+        }
+        paused
     }
 
     /// The VM stays here: tells the destination, and puts everything back.
@@ -109,6 +145,7 @@ impl Session<'_> {
         if self.times.migrate.is_some() {
             vm = recover_source(&mut self.vm, self.was_running, RECOVER_LIMIT)?.to_string();
         }
+        self.release_guest();
         saved.restore(&mut self.vm)?;
         Ok(vm)
     }

@@ -15,8 +15,9 @@ use wire::{AbortCode, Accept, Message, Started, put_control};
 use super::hook::Hook;
 use super::meter::{Meter, seconds_to_switchover};
 use super::settle::Settled;
+use super::steer::Steering;
 use super::{Failure, tell_findings};
-use crate::args::SendArgs;
+use crate::args::{SendArgs, StallArg};
 use crate::buffer::{Filled, Input, Output};
 use crate::exit::Exit;
 use crate::guardian::{Guardian, Watch};
@@ -28,11 +29,14 @@ use crate::signals::Signals;
 
 /// Bytes waiting for the link beyond which nothing more is read from QEMU. Small: what waits
 /// here when the VM stops is downtime, and back-pressure tells QEMU the link's true speed.
-const WAITING_MAX: usize = 512 << 10;
+pub(super) const WAITING_MAX: usize = 512 << 10;
 /// Time between two progress reports.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Longest wait for the peer to take our last words.
 pub(super) const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
+/// Longest wait for the destination to say that it has thawed what was frozen. The VM runs there
+/// already.
+const THAW_LIMIT: Duration = Duration::from_secs(8);
 /// The name under which QEMU knows its end of the stream.
 const STREAM_FD: &str = "unmoor-migration";
 
@@ -43,6 +47,7 @@ pub(crate) struct Session<'a> {
     pub(super) report: &'a mut dyn Report,
     pub(super) signals: Signals,
     pub(super) engine: Source,
+    pub(super) steering: Steering,
     pub(super) link: Link,
     pub(super) vm: Vm,
     pub(super) facts: VmFacts,
@@ -116,7 +121,8 @@ impl<'a> Session<'a> {
         facts: VmFacts,
         link: Link,
         session: [u8; 16],
-        seed: u64,
+        engine: Source,
+        steering: Steering,
     ) -> Self {
         let now = Instant::now();
         Session {
@@ -124,7 +130,8 @@ impl<'a> Session<'a> {
             trust,
             report,
             signals,
-            engine: Source::new(session, seed),
+            engine,
+            steering,
             link,
             vm,
             facts,
@@ -181,8 +188,15 @@ impl<'a> Session<'a> {
             if let Turn::Finished(started) = self.act()? {
                 // Best effort: the destination waits a little for the answer to be fetched.
                 let _ = self.link.send_all(&mut self.output, LAST_WORDS_LIMIT);
+                self.await_thaw();
                 return Ok(started);
             }
+            self.steer()?;
+            // What was read before reading had to stop.
+            if self.may_read() {
+                self.take_events()?;
+            }
+            self.pump();
             self.engine.flush(self.output.tail());
             self.send()?;
             let deadline = self.on_time()?;
@@ -225,7 +239,8 @@ impl<'a> Session<'a> {
         self.was_running = self.vm.status().map_err(|e| failed(&e))? == RunState::Running;
 
         let wanted = Wanted {
-            downtime_limit: self.args.downtime_limit,
+            downtime_limit: self.steering.pilot.first_downtime_limit(),
+            may_throttle: self.args.on_stall == StallArg::AutoConverge,
         };
         let plan = Saved::plan_source(&mut self.vm, &wanted).map_err(|e| failed(&e))?;
         let mut guardian = Guardian::start().map_err(|error| {
@@ -295,12 +310,17 @@ impl<'a> Session<'a> {
             _ => usize::MAX,
         };
         if self.output.is_empty() || limit == 0 {
+            self.steering
+                .link_rate
+                .sent(now, 0, !self.output.is_empty());
             return Ok(());
         }
         let sent = self
             .link
             .send(&mut self.output, limit)
             .map_err(|error| self.peer_lost(&error))?;
+        let waits = !self.output.is_empty();
+        self.steering.link_rate.sent(now, sent as u64, waits);
         if sent > 0 {
             self.alive.on_sent(now);
             self.meters.wire_bytes += sent as u64;
@@ -311,8 +331,14 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn vm_runs(&self) -> bool {
+    pub(super) fn vm_runs(&self) -> bool {
         self.times.stopped.is_none()
+    }
+
+    /// Whether QEMU's stream may be read: there is room for what it brings, and the pilot agrees.
+    fn may_read(&self) -> bool {
+        let open = self.qemu.as_ref().is_some_and(|qemu| !qemu.closed);
+        open && self.output.len() < WAITING_MAX && self.steering.pilot.may_read(&self.engine)
     }
 
     /// Everything that is due by the clock; returns when to come back.
@@ -359,6 +385,11 @@ impl<'a> Session<'a> {
             }
             next = next.min(self.times.next_report);
         }
+        if let Some(at) = self.steering.deadline()
+            && !committed
+        {
+            next = next.min(at);
+        }
         Ok(next)
     }
 
@@ -374,16 +405,17 @@ impl<'a> Session<'a> {
             PollFd::from_borrowed_fd(self.vm.fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.link.fd(), link_flags),
         ];
-        let reading = self
-            .qemu
-            .as_ref()
-            .filter(|qemu| !qemu.closed && self.output.len() < WAITING_MAX);
+        let reading = self.qemu.as_ref().filter(|_| self.may_read());
         let qemu_at = reading.map(|qemu| {
             fds.push(PollFd::new(&qemu.socket, PollFlags::IN));
             fds.len() - 1
         });
         let hook_at = self.hook.as_ref().map(|hook| {
             fds.push(PollFd::from_borrowed_fd(hook.fd(), PollFlags::IN));
+            fds.len() - 1
+        });
+        let agent_at = self.steering.poll().map(|(line, flags)| {
+            fds.push(PollFd::from_borrowed_fd(line.fd(), flags));
             fds.len() - 1
         });
         wait(&mut fds, Some(deadline)).map_err(|e| failed(&e))?;
@@ -399,6 +431,9 @@ impl<'a> Session<'a> {
         }
         if ready[2].intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
             self.read_link()?;
+        }
+        if agent_at.is_some_and(is_ready) {
+            self.read_agent();
         }
         if qemu_at.is_some_and(is_ready) {
             self.read_qemu()?;
@@ -452,6 +487,7 @@ impl<'a> Session<'a> {
                 _ => {}
             },
             "MIGRATION_PASS" => {
+                self.synchronised(event.timestamp);
                 if let Some(pass) = event.data.get("pass").and_then(serde_json::Value::as_u64) {
                     self.meters.passes = pass;
                     self.report.tell(&Event::Pass { pass });
@@ -478,6 +514,10 @@ impl<'a> Session<'a> {
             }
             Err(error) => return Err(self.peer_lost(&error)),
         }
+        self.take_frames()
+    }
+
+    fn take_frames(&mut self) -> Result<(), Failure> {
         while let Some((used, frame)) = self
             .decoder
             .next(self.input.unread())
@@ -495,6 +535,22 @@ impl<'a> Session<'a> {
             self.input.consume(used);
         }
         Ok(())
+    }
+
+    /// The VM runs at the destination: waits a little to hear that what was frozen does, too. If
+    /// nothing is heard, the guest thaws by itself.
+    fn await_thaw(&mut self) {
+        if self.steering.pilot.frozen().next().is_none() || !self.engine.hears_of_thaw() {
+            return;
+        }
+        let deadline = Instant::now() + THAW_LIMIT;
+        while self.engine.thawed().is_none() && Instant::now() < deadline {
+            let mut fds = [PollFd::from_borrowed_fd(self.link.fd(), PollFlags::IN)];
+            let ready = wait(&mut fds, Some(deadline));
+            if !matches!(ready, Ok(1..)) || self.read_link().is_err() {
+                return;
+            }
+        }
     }
 
     fn read_qemu(&mut self) -> Result<(), Failure> {
@@ -522,7 +578,8 @@ impl<'a> Session<'a> {
             return Ok(());
         };
         let before = self.engine.phase();
-        loop {
+        // What must go out first is put in portions, by the pump.
+        while !self.engine.must_drain() {
             let parsed = qemu.parser.next(qemu.input.unread());
             let Some((used, event)) = parsed.map_err(|e| failed(&e))? else {
                 break;
@@ -620,6 +677,7 @@ impl<'a> Session<'a> {
             pages_sent: stats.pages_sent,
             pages_zero: stats.pages_zero,
             pages_dropped: stats.pages_dropped,
+            held_bytes: self.engine.held_bytes(),
             rate,
             remaining_bytes: ram.map(|ram| ram.remaining),
             seconds_to_switchover: left,
@@ -653,12 +711,12 @@ impl<'a> Session<'a> {
     }
 }
 
-fn failed(error: &dyn std::fmt::Display) -> Failure {
+pub(super) fn failed(error: &dyn std::fmt::Display) -> Failure {
     Failure::Failed(error.to_string())
 }
 
 /// The clock that QEMU stamps its events with.
-fn wall_clock() -> Option<Duration> {
+pub(super) fn wall_clock() -> Option<Duration> {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .ok()

@@ -26,6 +26,11 @@ impl Source {
         memory.map_or(0, |memory| memory.table.layout().pages())
     }
 
+    /// Bytes in a page; 0 before QEMU has named its RAM blocks.
+    pub fn page_size(&self) -> u64 {
+        self.page_bytes(1)
+    }
+
     /// How far QEMU's walk is.
     pub fn position(&self) -> WalkPosition {
         let memory = self.memory.as_ref();

@@ -84,12 +84,9 @@ impl Memory {
         }
         self.position.slot = slot + 1;
         match self.holds.arrive(slot, content, self.position.walk == 1) {
-            Fate::Held => {
-                stats.walk.held_pages += 1;
-                return Ok(());
-            }
+            Fate::Held => return Ok(()),
             Fate::Forward(Origin::Paused) => stats.pages_paused += u64::from(content.is_some()),
-            Fate::Forward(_) => stats.walk.live_pages += u64::from(content.is_some()),
+            Fate::Forward(_) => stats.live_pages += u64::from(content.is_some()),
         }
         let Some(content) = content else {
             if self.table.put_zero_at(slot) == Change::Same {
@@ -117,7 +114,6 @@ impl Memory {
             put_control(&Message::PassEnd(self.position.walk), out);
             self.position.walk += 1;
             stats.walks = self.position.walk;
-            stats.last_walk = std::mem::take(&mut stats.walk);
             self.holds.passed(from..self.table.layout().pages());
             self.holds.passed(0..slot);
         } else {

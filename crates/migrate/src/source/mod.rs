@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use qemu_stream::{BlockId, Emitter, Event, RamBlock};
 use wire::{
     AbortCode, Accept, Block, Capabilities, Digest, Frame, Hello, Message, Preamble, RamSetup,
-    Started, put_control, put_device,
+    Started, Thawed, put_control, put_device,
 };
 
 use crate::{Fault, PageTable};
@@ -47,6 +47,8 @@ pub struct Source {
     memory: Option<Memory>,
     ready: Option<Digest>,
     qemu_completed: bool,
+    uses: Capabilities,
+    thawed: Option<Thawed>,
     stats: SourceStats,
 }
 
@@ -122,21 +124,10 @@ pub struct SourceStats {
     pub held_peak_pages: u64,
     /// Walks of QEMU over its dirty pages, the present one included.
     pub walks: u32,
-    /// The present walk.
-    pub walk: WalkFigures,
-    /// The walk before it.
-    pub last_walk: WalkFigures,
+    /// Pages that QEMU has brought and that were moved live, pages of zeros aside.
+    pub live_pages: u64,
     /// Guest memory that the stream describes, in bytes.
     pub ram_bytes: u64,
-}
-
-/// What one walk of QEMU has brought, pages of zeros aside.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct WalkFigures {
-    /// Pages that were moved live.
-    pub live_pages: u64,
-    /// Pages that were kept back.
-    pub held_pages: u64,
 }
 
 #[derive(Debug)]
@@ -161,6 +152,8 @@ impl Source {
             memory: None,
             ready: None,
             qemu_completed: false,
+            uses: Capabilities::default(),
+            thawed: None,
             stats: SourceStats::default(),
         }
     }
@@ -181,6 +174,16 @@ impl Source {
             .as_ref()
             .map(|memory| memory.table.digest())
             .unwrap_or_default()
+    }
+
+    /// Whether the destination says when it has thawed what was frozen.
+    pub fn hears_of_thaw(&self) -> bool {
+        self.uses.has(Capabilities::THAWED)
+    }
+
+    /// What the destination said of it.
+    pub fn thawed(&self) -> Option<Thawed> {
+        self.thawed
     }
 
     /// Takes the next thing that only the outside can do.
@@ -223,7 +226,7 @@ impl Source {
             (_, Message::KeepAlive) => Ok(()),
             (_, Message::Abort { code, reason }) => Err(Fault::PeerAborted { code, reason }),
             (SourcePhase::Greeting, Message::Accept(accept)) => {
-                Capabilities::OURS.negotiate(accept.uses, Capabilities::REQUIRED)?;
+                self.uses = Capabilities::OURS.negotiate(accept.uses, Capabilities::REQUIRED)?;
                 self.phase = SourcePhase::Setup;
                 self.actions.push_back(SourceAction::Start(accept));
                 Ok(())
@@ -246,6 +249,10 @@ impl Source {
             // The destination started the VM just as it was asked for the outcome on a new
             // connection: it says so by itself, and once more as its answer.
             (SourcePhase::Finished, Message::Committed(_)) => Ok(()),
+            (SourcePhase::Finished, Message::Thawed(thawed)) => {
+                self.thawed = Some(thawed);
+                Ok(())
+            }
             (_, message) => Err(self.out_of_order(message.name())),
         }
     }

@@ -1,0 +1,866 @@
+//! The pilot: whose memory is kept back, who is frozen when, and when QEMU may complete.
+//!
+//! ```text
+//! agent:   survey, owners, free pages │ watch, arm, report, written │ freeze │ renew …
+//! memory:  (not read yet)             │ first walk, hot pages held  │ one circle │ settling │ free
+//! QEMU:    downtime limit of 1 ms, so that it cannot complete ──────────────────► the user's
+//! ```
+//!
+//! A pure state machine beside [`Source`]: the agent's answers, QEMU's synchronisations and the
+//! time come in; requests, settings and news come out as [`PilotAction`]s. What it decides moves
+//! pages about in time and lets processes stand; whatever it does, and whatever the agent says,
+//! the source half sends every page that is not declared free twice.
+
+mod member;
+mod stages;
+mod stall;
+mod talk;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use depgraph::ProcessId;
+use guest_proto::{Answer, ProcessRecord, Request, Rule, Run, Summary, ThawReason, Tier, VERSION};
+
+use crate::{Source, Treatment, WalkPosition};
+use member::{Member, State};
+pub use stages::{Job, Spared, Stages, pause, stages};
+pub use stall::Stall;
+use talk::{Hearing, Pages, Told};
+
+/// Processes with less anonymous memory are moved live, unseen.
+const CANDIDATE_KIB: u64 = 4 << 10;
+/// Most processes whose memory is looked at: the largest.
+const CANDIDATES_MAX: usize = 32;
+/// Longest wait for the first answers, which no memory is read before.
+const FIRST_ANSWERS_LIMIT: Duration = Duration::from_secs(5);
+/// An agent that says nothing for so long while the VM runs is given up.
+const SILENCE_LIMIT: Duration = Duration::from_secs(20);
+/// Shortest time over which writing is observed.
+const SAMPLE: Duration = Duration::from_millis(500);
+/// Time between two looks at who has turned dependent.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Processes are thawed if nothing is heard from here for so long.
+const LEASE: Duration = Duration::from_secs(5);
+/// When the lease is renewed.
+const RENEW_EVERY: Duration = Duration::from_millis(1500);
+/// Who does not come to a stand within this runs on.
+const FREEZE_LIMIT: Duration = Duration::from_millis(1500);
+/// Processes are frozen when the first walk is about to end: so long before.
+const LEAD: Duration = Duration::from_millis(400);
+/// Time between two estimates of what is left of the walk.
+const ESTIMATE_EVERY: Duration = Duration::from_millis(50);
+/// Of a process that writes less than one page in so many, only the written pages are held.
+const SWEEPS: u64 = 3;
+/// QEMU's synchronisations between the last held page and the user's downtime limit: what was
+/// dirtied while held pages travelled goes live, in a short pass of its own.
+const SETTLING_PASSES: u32 = 2;
+/// A limit that QEMU never reaches while memory is written.
+const NEVER: Duration = Duration::from_millis(1);
+/// A limit that QEMU always reaches.
+const AT_ONCE: Duration = Duration::from_secs(2000);
+/// What a link is taken to carry until that is known, in bytes a second.
+const ASSUMED_LINK: u64 = 125_000_000;
+/// How far the guest's processors are throttled more at each stall, in percent.
+const THROTTLE_STEP: u8 = 20;
+/// QEMU's own limit.
+const THROTTLE_MAX: u8 = 99;
+
+/// How memory travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// All of it live, as QEMU would.
+    Live,
+    /// That of processes on which nobody outside depends once, while they stand.
+    StopCopy,
+}
+
+/// What happens when the live part does not converge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnStall {
+    /// It goes on.
+    Wait,
+    /// QEMU throttles the guest's processors.
+    AutoConverge,
+    /// The VM is stopped and moved, whatever the downtime.
+    Switchover,
+    /// The migration is given up.
+    Abort,
+}
+
+/// What the user wants.
+#[derive(Debug, Clone)]
+pub struct PilotSettings {
+    /// How memory travels.
+    pub protocol: Protocol,
+    /// Longest acceptable stop of the VM.
+    pub downtime_limit: Duration,
+    /// Longest acceptable pause of a process.
+    pub max_pause: Duration,
+    /// What happens when the live part does not converge.
+    pub on_stall: OnStall,
+    /// Rules of the host about processes.
+    pub rules: Vec<Rule>,
+    /// Page frames that the guest can have.
+    pub frames: u64,
+}
+
+/// What only the outside can do.
+#[derive(Debug)]
+pub enum PilotAction {
+    /// Ask the agent.
+    Ask(Request),
+    /// Set QEMU's downtime limit.
+    DowntimeLimit(Duration),
+    /// Let QEMU throttle the guest's processors so far, in percent.
+    Throttle(u8),
+    /// Tell the user.
+    Tell(PilotNews),
+    /// End the migration: the user wants it so.
+    GiveUp(String),
+}
+
+/// What is worth telling.
+#[derive(Debug)]
+pub enum PilotNews {
+    /// What every process is.
+    Classified(Vec<ProcessRecord>, Summary),
+    /// How fast processes write, in bytes a second, and how much memory that is.
+    Writing(Vec<Job>),
+    /// Processes are about to be frozen, for so long by estimate.
+    Freezing(Vec<ProcessId>, Duration),
+    /// They stand.
+    Frozen(Vec<ProcessId>),
+    /// They run again, and why.
+    Thawed(Vec<ProcessId>, &'static str),
+    /// They are moved live, and why.
+    Live(Vec<ProcessId>, String),
+    /// The guest declares so many pages free, for the first time.
+    DeclaredFree(u64),
+    /// So many pages are free still and need not travel.
+    Free(u64),
+    /// What is moved live does not shrink.
+    Stalled,
+    /// Anything else.
+    Note(String),
+}
+
+/// What the outside knows.
+#[derive(Debug, Clone, Copy)]
+pub struct View {
+    /// Time since any moment before.
+    pub now: Duration,
+    /// Bytes a second that the link carries, once that is known.
+    pub link: Option<u64>,
+    /// The VM has stopped for the switchover.
+    pub stopped: bool,
+}
+
+/// What is asked next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Hello,
+    Survey,
+    Owners,
+    FreePages,
+    Watch,
+    Arm,
+    Report,
+    Written,
+    /// All is known that can be asked beforehand.
+    Open,
+    /// There is no agent.
+    Gone,
+}
+
+/// What QEMU's walk is watched for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Course {
+    /// The time to freeze the next stage.
+    Waiting,
+    /// The agent's word that the stage stands.
+    Freezing,
+    /// One circle after the first synchronisation that comes after `since`.
+    Circling {
+        since: Duration,
+        synced: Option<WalkPosition>,
+    },
+    /// So many more synchronisations.
+    Settling(u32),
+    /// Nothing: QEMU completes when it can.
+    Free,
+}
+
+/// What the guest has declared free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FreePages {
+    Unknown,
+    /// And is asked again when QEMU has read it.
+    Declared,
+    Settled,
+}
+
+/// Steers one migration. See the module's head.
+#[derive(Debug)]
+pub struct Pilot {
+    settings: PilotSettings,
+    actions: VecDeque<PilotAction>,
+    step: Step,
+    course: Course,
+    free: FreePages,
+    hearing: Option<(Hearing, Duration)>,
+    begun: Option<Duration>,
+    members: Vec<Member>,
+    /// Whose owners are to be asked for.
+    unasked: VecDeque<ProcessId>,
+    watched_from: Duration,
+    /// Still to be frozen.
+    stages: VecDeque<Vec<Job>>,
+    thaw: bool,
+    look_at: Duration,
+    renew_at: Duration,
+    estimate_at: Duration,
+    stall: Stall,
+    live_before: u64,
+    throttle: u8,
+    view: View,
+}
+
+impl Pilot {
+    /// For a VM with an agent, which is asked from the first [`turn`](Pilot::turn) on.
+    pub fn new(settings: PilotSettings) -> Self {
+        let mut pilot = Pilot::without_agent(settings);
+        pilot.step = Step::Hello;
+        pilot.course = Course::Waiting;
+        pilot.actions.clear();
+        pilot
+    }
+
+    /// For a VM without: everything is moved live.
+    pub fn without_agent(settings: PilotSettings) -> Self {
+        let limit = settings.downtime_limit;
+        Pilot {
+            settings,
+            actions: VecDeque::from([PilotAction::DowntimeLimit(limit)]),
+            step: Step::Gone,
+            course: Course::Free,
+            free: FreePages::Unknown,
+            hearing: None,
+            begun: None,
+            members: Vec::new(),
+            unasked: VecDeque::new(),
+            watched_from: Duration::ZERO,
+            stages: VecDeque::new(),
+            thaw: false,
+            look_at: Duration::ZERO,
+            renew_at: Duration::ZERO,
+            estimate_at: Duration::ZERO,
+            stall: Stall::default(),
+            live_before: 0,
+            throttle: 0,
+            view: View {
+                now: Duration::ZERO,
+                link: None,
+                stopped: false,
+            },
+        }
+    }
+
+    /// QEMU's downtime limit to begin with.
+    pub fn first_downtime_limit(&self) -> Duration {
+        match self.course {
+            Course::Free => self.settings.downtime_limit,
+            _ => NEVER,
+        }
+    }
+
+    /// Takes the next thing that only the outside can do.
+    pub fn next_action(&mut self) -> Option<PilotAction> {
+        self.actions.pop_front()
+    }
+
+    /// Processes that stand, as far as is known, and since when.
+    pub fn frozen(&self) -> impl Iterator<Item = (ProcessId, Duration)> {
+        self.members.iter().filter_map(|member| match member.state {
+            State::Frozen { since } => Some((member.id, since)),
+            _ => None,
+        })
+    }
+
+    /// Whether an agent takes part.
+    pub fn has_agent(&self) -> bool {
+        self.step != Step::Gone
+    }
+
+    /// Whether all is known that must be before memory is read.
+    pub fn reads_memory(&self) -> bool {
+        self.step > Step::FreePages
+    }
+
+    /// Whether the agent follows flows, and may hold processes.
+    pub fn has_window(&self) -> bool {
+        self.step > Step::Arm && self.has_agent() && !self.members.is_empty()
+    }
+
+    /// Whether QEMU's stream may be read. Reading nothing keeps QEMU from completing.
+    pub fn may_read(&self, source: &Source) -> bool {
+        if !source.knows_memory() {
+            return true;
+        }
+        if source.must_drain() {
+            return false;
+        }
+        // A guest that stands answers nothing.
+        if self.view.stopped {
+            return true;
+        }
+        if self.step <= Step::FreePages {
+            return false;
+        }
+        if source.position().walk < 2 {
+            return true;
+        }
+        let undecided = self.step < Step::Open || self.course == Course::Freezing;
+        let asked_again = matches!(&self.hearing, Some((hearing, _)) if matches!(hearing.asked(), Request::FreePages));
+        source.due_bytes() == 0 && !undecided && !asked_again
+    }
+
+    /// When to come back at the latest.
+    pub fn deadline(&self) -> Option<Duration> {
+        if !self.has_agent() || self.view.stopped {
+            return None;
+        }
+        let next = [
+            self.hearing
+                .as_ref()
+                .map(|(_, since)| *since + SILENCE_LIMIT),
+            (self.has_window() && self.hearing.is_none()).then_some(self.look_at),
+            self.frozen().next().map(|_| self.renew_at),
+            (self.course == Course::Waiting && self.step == Step::Open).then_some(self.estimate_at),
+            (self.step == Step::Written && self.hearing.is_none())
+                .then_some(self.watched_from + SAMPLE),
+            (self.step <= Step::FreePages)
+                .then_some(self.begun.unwrap_or_default() + FIRST_ANSWERS_LIMIT),
+        ];
+        next.into_iter().flatten().min()
+    }
+
+    /// Looks at where things stand. Call after everything that has happened, and at the
+    /// [`deadline`](Pilot::deadline).
+    pub fn turn(&mut self, source: &mut Source, view: View) {
+        self.view = view;
+        let begun = *self.begun.get_or_insert(view.now);
+        if self.step == Step::Gone || view.stopped {
+            return;
+        }
+        let since = self.hearing.as_ref().map(|(_, since)| *since);
+        if since.is_some_and(|since| view.now >= since + SILENCE_LIMIT) {
+            let seconds = SILENCE_LIMIT.as_secs();
+            let why = format!("the agent has been silent for {seconds} s");
+            return self.agent_lost(&why, source);
+        }
+        if self.step <= Step::FreePages && view.now >= begun + FIRST_ANSWERS_LIMIT {
+            return self.agent_lost("the agent answers too slowly to be of use", source);
+        }
+        self.keep_to_the_limits(source);
+        self.follow(source);
+        if self.hearing.is_none()
+            && let Some(request) = self.next_request(source)
+        {
+            self.hearing = Some((Hearing::new(request.clone()), view.now));
+            self.actions.push_back(PilotAction::Ask(request));
+        }
+    }
+
+    /// A part of the agent's answer.
+    pub fn answer(&mut self, answer: Answer, last: bool, source: &mut Source) {
+        let Some((hearing, _)) = &mut self.hearing else {
+            return;
+        };
+        match hearing.part(answer, last, self.settings.frames) {
+            Ok(None) => {}
+            Ok(Some(told)) => {
+                self.hearing = None;
+                self.told(told, source);
+            }
+            Err(why) => self.agent_lost(&why, source),
+        }
+    }
+
+    /// The agent could not do what was asked.
+    pub fn refused(&mut self, why: &str, source: &mut Source) {
+        let Some((hearing, _)) = self.hearing.take() else {
+            return;
+        };
+        match hearing.asked() {
+            Request::FreePages => {
+                self.note(format!("free pages travel like others: {why}"));
+                self.free = FreePages::Settled;
+                source.none_is_free();
+                if self.step == Step::FreePages {
+                    self.step = Step::Watch;
+                }
+            }
+            Request::Freeze { .. } => {
+                let stage = self.stages.pop_front().unwrap_or_default();
+                let who = stage.iter().map(|job| job.id).collect();
+                self.release(who, why.to_owned(), source);
+                self.next_stage_or_settle();
+            }
+            // What was to be thawed has been thawed, or the window is gone with all it held.
+            Request::Renew { .. } | Request::Thaw => {
+                self.agent_lost(why, source);
+            }
+            _ => {
+                self.note(format!("all memory is moved live: {why}"));
+                self.release_all(source);
+                if self.step < Step::FreePages {
+                    self.step = Step::FreePages;
+                } else {
+                    self.step = Step::Open;
+                }
+            }
+        }
+    }
+
+    /// What the agent tells by itself: it has thawed processes.
+    pub fn news(&mut self, thawed: &[ProcessId], reason: ThawReason, source: &mut Source) {
+        let why = match reason {
+            ThawReason::Called => "somebody turned to them",
+            ThawReason::LeaseExpired => "the agent had not heard from here",
+        };
+        let mut who = Vec::new();
+        for member in &mut self.members {
+            if thawed.contains(&member.id) && matches!(member.state, State::Frozen { .. }) {
+                member.state = State::Live;
+                source.treat(member.group, Treatment::Live);
+                who.push(member.id);
+            }
+        }
+        self.tell_thawed(who, why);
+    }
+
+    /// There is no agent any more, or none that can be trusted with anything.
+    pub fn agent_lost(&mut self, why: &str, source: &mut Source) {
+        if self.step == Step::Gone {
+            return;
+        }
+        self.step = Step::Gone;
+        self.hearing = None;
+        let frozen: Vec<_> = self.frozen().map(|(id, _)| id).collect();
+        self.release_all(source);
+        self.free = FreePages::Settled;
+        source.none_is_free();
+        self.note(format!("the migration goes on without the agent: {why}"));
+        // They are thawed by the lease.
+        self.tell_thawed(frozen, "the agent is lost");
+        self.set_free();
+    }
+
+    /// QEMU has synchronised its dirty bitmap, at the time `when`.
+    pub fn synchronised(&mut self, when: Duration, source: &Source) {
+        match &mut self.course {
+            Course::Circling { since, synced } if synced.is_none() && when >= *since => {
+                *synced = Some(source.position());
+            }
+            Course::Settling(passes) => {
+                *passes += 1;
+                if *passes >= SETTLING_PASSES {
+                    self.set_free();
+                }
+            }
+            _ => {}
+        }
+        let live = source.stats().live_pages;
+        let bytes = (live - self.live_before) * source.page_size();
+        self.live_before = live;
+        let limit = self.settings.downtime_limit.as_secs_f64();
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "an estimate"
+        )]
+        let fits = (self.link() as f64 * limit) as u64;
+        if self.course == Course::Free && !self.view.stopped && self.stall.pass(bytes, fits) {
+            self.stall.forget();
+            self.stalled();
+        }
+    }
+
+    fn stalled(&mut self) {
+        self.actions
+            .push_back(PilotAction::Tell(PilotNews::Stalled));
+        match self.settings.on_stall {
+            OnStall::Wait => {}
+            OnStall::AutoConverge => {
+                self.throttle = (self.throttle + THROTTLE_STEP).min(THROTTLE_MAX);
+                self.actions.push_back(PilotAction::Throttle(self.throttle));
+            }
+            OnStall::Switchover => self.actions.push_back(PilotAction::DowntimeLimit(AT_ONCE)),
+            OnStall::Abort => self.actions.push_back(PilotAction::GiveUp(
+                "what is moved live does not converge, and --on-stall is abort".to_owned(),
+            )),
+        }
+    }
+
+    /// Thaws who has stood for longer than it may.
+    fn keep_to_the_limits(&mut self, source: &mut Source) {
+        let now = self.view.now;
+        let overdue = self.members.iter().any(|member| match member.state {
+            State::Frozen { since } => now >= since + member.limit(self.settings.max_pause),
+            _ => false,
+        });
+        if overdue && !self.thaw {
+            let who: Vec<_> = self.frozen().map(|(id, _)| id).collect();
+            self.release_all(source);
+            self.tell_thawed(who, "they have stood for as long as they may");
+            self.thaw = true;
+            self.set_free();
+        }
+    }
+
+    /// Follows QEMU's walk.
+    fn follow(&mut self, source: &mut Source) {
+        match self.course {
+            Course::Waiting if self.step == Step::Open => {
+                if !self.stages.is_empty() {
+                    if self.near_the_end(source) {
+                        self.course = Course::Freezing;
+                    }
+                } else if self.free != FreePages::Declared {
+                    self.set_free();
+                }
+            }
+            Course::Circling {
+                synced: Some(from), ..
+            } => {
+                let circle = WalkPosition {
+                    walk: from.walk + 1,
+                    slot: from.slot,
+                };
+                if source.position() >= circle && source.due_bytes() == 0 {
+                    self.next_stage_or_settle();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn next_stage_or_settle(&mut self) {
+        self.course = if !self.stages.is_empty() {
+            Course::Freezing
+        } else if self.frozen().next().is_some() {
+            Course::Settling(0)
+        } else {
+            Course::Waiting
+        };
+    }
+
+    /// The first walk ends within the lead, or has ended.
+    fn near_the_end(&mut self, source: &Source) -> bool {
+        if source.position().walk >= 2 {
+            return true;
+        }
+        if self.view.now < self.estimate_at {
+            return false;
+        }
+        self.estimate_at = self.view.now + ESTIMATE_EVERY;
+        let lead = u64::try_from(LEAD.as_millis()).unwrap_or(0);
+        source.live_bytes_left() <= self.link().saturating_mul(lead) / 1000
+    }
+
+    fn set_free(&mut self) {
+        if self.course != Course::Free {
+            self.course = Course::Free;
+            let limit = self.settings.downtime_limit;
+            self.actions.push_back(PilotAction::DowntimeLimit(limit));
+        }
+    }
+
+    fn next_request(&mut self, source: &mut Source) -> Option<Request> {
+        let now = self.view.now;
+        if self.thaw {
+            return Some(Request::Thaw);
+        }
+        match self.step {
+            Step::Hello => Some(Request::Hello { version: VERSION }),
+            Step::Survey => Some(Request::Survey {
+                rules: self.settings.rules.clone(),
+                at_least_kib: CANDIDATE_KIB,
+            }),
+            // From here on frames are spoken of.
+            Step::Owners | Step::FreePages if !source.knows_memory() => None,
+            Step::Owners => self.unasked.front().map(|id| Request::Owners {
+                processes: vec![*id],
+            }),
+            Step::FreePages => Some(Request::FreePages),
+            Step::Watch => {
+                self.watched_from = now;
+                Some(Request::WatchWrites {
+                    processes: self.members.iter().map(|member| member.id).collect(),
+                })
+            }
+            Step::Arm => Some(Request::Arm {
+                rules: self.settings.rules.clone(),
+            }),
+            Step::Report => Some(Request::Report),
+            Step::Written => (now >= self.watched_from + SAMPLE).then_some(Request::Written),
+            Step::Open => self.next_in_the_open(source),
+            Step::Gone => None,
+        }
+    }
+
+    fn next_in_the_open(&mut self, source: &mut Source) -> Option<Request> {
+        let now = self.view.now;
+        if self.course == Course::Freezing
+            && let Some(stage) = self.stages.front()
+        {
+            let who: Vec<_> = stage.iter().map(|job| job.id).collect();
+            let rest: u64 = self.stages.iter().flatten().map(|job| job.hot_bytes).sum();
+            let expected = pause(rest, self.link());
+            let news = PilotNews::Freezing(who.clone(), expected);
+            self.actions.push_back(PilotAction::Tell(news));
+            return Some(Request::Freeze {
+                processes: who,
+                lease_ms: millis(LEASE),
+                deadline_ms: millis(FREEZE_LIMIT),
+            });
+        }
+        let stands = self.frozen().next().is_some();
+        let read = stands || (self.course == Course::Waiting && self.near_the_end(source));
+        if self.free == FreePages::Declared && read {
+            source.ask_again();
+            return Some(Request::FreePages);
+        }
+        if stands && now >= self.renew_at {
+            self.renew_at = now + RENEW_EVERY;
+            return Some(Request::Renew {
+                lease_ms: millis(LEASE),
+            });
+        }
+        if self.has_window() && now >= self.look_at {
+            self.look_at = now + LOOK_EVERY;
+            let kept = self.members.iter().filter(|m| m.state != State::Live);
+            let processes: Vec<_> = kept.map(|member| member.id).collect();
+            return (!processes.is_empty()).then_some(Request::Dependents { processes });
+        }
+        None
+    }
+
+    fn told(&mut self, told: Told, source: &mut Source) {
+        match told {
+            Told::Welcome(welcome) => {
+                let can = welcome.capabilities.owners && welcome.capabilities.freezer;
+                self.step = match (self.settings.protocol, &welcome.tier) {
+                    (Protocol::Live, _) => Step::FreePages,
+                    (Protocol::StopCopy, Tier::Probes) if can => Step::Survey,
+                    (Protocol::StopCopy, Tier::StandingFactsOnly { reason }) => {
+                        let reason = format!("all memory is moved live: {reason}");
+                        self.note(reason);
+                        Step::FreePages
+                    }
+                    (Protocol::StopCopy, Tier::Probes) => {
+                        self.note("all memory is moved live: the agent cannot freeze".to_owned());
+                        Step::FreePages
+                    }
+                };
+            }
+            Told::Candidates(mut candidates) => {
+                candidates.sort_by_key(|one| std::cmp::Reverse(one.anonymous_kib));
+                candidates.truncate(CANDIDATES_MAX);
+                self.unasked = candidates.iter().map(|one| one.id).collect();
+                self.step = match self.unasked.is_empty() {
+                    true => Step::FreePages,
+                    false => Step::Owners,
+                };
+            }
+            Told::Pages(pages) => self.told_pages(&pages, source),
+            Told::Watching => self.step = Step::Arm,
+            Told::Armed(_) => self.step = Step::Report,
+            Told::Report(processes, summary) => {
+                self.step = Step::Written;
+                for member in &mut self.members {
+                    let record = processes.iter().find(|record| record.id == member.id);
+                    member.pause_limit = record.and_then(member::pause_limit);
+                }
+                let gone = |member: &&Member| !processes.iter().any(|r| r.id == member.id);
+                let gone: Vec<_> = self.members.iter().filter(gone).map(|m| m.id).collect();
+                let news = PilotNews::Classified(processes, summary);
+                self.actions.push_back(PilotAction::Tell(news));
+                self.release(gone, "they have ended".to_owned(), source);
+            }
+            Told::Dependents(who) => {
+                let frozen = self.frozen().any(|(id, _)| who.contains(&id));
+                self.release(who, "they depend on the outside".to_owned(), source);
+                // The agent thaws by itself whom somebody turns to; whatever the way, one that
+                // has become dependent must not stand.
+                self.thaw |= frozen;
+            }
+            Told::Frozen(report) => self.told_frozen(&report.frozen, report.refused, source),
+            Told::Renewed => {}
+            Told::Thawed(who) => {
+                self.thaw = false;
+                self.release(who, "they were thawed".to_owned(), source);
+                self.release_all(source);
+                self.set_free();
+            }
+        }
+    }
+
+    fn told_pages(&mut self, pages: &Pages, source: &mut Source) {
+        match self.step {
+            Step::Owners => {
+                if let Some(id) = self.unasked.pop_front()
+                    && let Some(group) = source.hold(&pages.runs)
+                {
+                    self.members.push(Member::new(id, group, pages.count()));
+                }
+                if self.unasked.is_empty() {
+                    self.step = Step::FreePages;
+                }
+            }
+            Step::FreePages => {
+                source.may_be_free(&pages.runs);
+                let news = PilotNews::DeclaredFree(pages.count());
+                self.actions.push_back(PilotAction::Tell(news));
+                self.free = FreePages::Declared;
+                self.step = match self.members.is_empty() {
+                    true => Step::Open,
+                    false => Step::Watch,
+                };
+            }
+            Step::Written => self.told_written(pages, source),
+            _ => {
+                let before = source.stats().pages_free;
+                source.are_free(&pages.runs);
+                self.free = FreePages::Settled;
+                let free = source.stats().pages_free - before;
+                let news = PilotNews::Free(free);
+                self.actions.push_back(PilotAction::Tell(news));
+            }
+        }
+    }
+
+    /// Who writes how much: the stages follow from it.
+    fn told_written(&mut self, pages: &Pages, source: &mut Source) {
+        self.step = Step::Open;
+        let passed = self.view.now.saturating_sub(self.watched_from);
+        let millis = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX).max(1);
+        let page_size = source.page_size();
+        let mut jobs = Vec::new();
+        for member in self.members.iter_mut().filter(|m| m.state == State::Held) {
+            let written = pages.by_process.iter().find(|(id, _)| *id == member.id);
+            let written = written.map_or(0, |(_, written)| *written);
+            let sweeps = written.saturating_mul(SWEEPS) >= member.pages;
+            if !sweeps {
+                source.only_hot(member.group, &pages.runs);
+            }
+            let hot = if sweeps {
+                member.pages.max(written)
+            } else {
+                written
+            };
+            jobs.push(Job {
+                id: member.id,
+                hot_bytes: hot.saturating_mul(page_size),
+                rate: written.saturating_mul(page_size).saturating_mul(1000) / millis,
+                limit: member.limit(self.settings.max_pause),
+            });
+        }
+        let plan = stages(&jobs, self.link());
+        self.actions
+            .push_back(PilotAction::Tell(PilotNews::Writing(jobs)));
+        let of = |wanted: fn(&Spared) -> bool| {
+            let spared = plan.spared.iter().filter(|(_, why)| wanted(why));
+            spared.map(|(job, _)| job.id).collect::<Vec<_>>()
+        };
+        let quiet = of(|why| *why == Spared::Quiet);
+        let long = of(|why| matches!(why, Spared::TooLong(_)));
+        self.release(quiet, "they write little".to_owned(), source);
+        let why = "they would stand for longer than they may".to_owned();
+        self.release(long, why, source);
+        self.stages = plan.stages.into();
+    }
+
+    fn told_frozen(
+        &mut self,
+        frozen: &[ProcessId],
+        refused: Vec<(ProcessId, String)>,
+        source: &mut Source,
+    ) {
+        let now = self.view.now;
+        self.stages.pop_front();
+        let mut stand = Vec::new();
+        for member in &mut self.members {
+            if frozen.contains(&member.id) && member.state == State::Held {
+                member.state = State::Frozen { since: now };
+                source.treat(member.group, Treatment::Standing);
+                stand.push(member.id);
+            }
+        }
+        for (id, why) in refused {
+            self.release(vec![id], why, source);
+        }
+        self.renew_at = now + RENEW_EVERY;
+        if stand.is_empty() {
+            self.next_stage_or_settle();
+        } else {
+            self.actions
+                .push_back(PilotAction::Tell(PilotNews::Frozen(stand)));
+            self.course = Course::Circling {
+                since: now,
+                synced: None,
+            };
+        }
+    }
+
+    /// These are moved live from now on.
+    fn release(&mut self, who: Vec<ProcessId>, why: String, source: &mut Source) {
+        let mut released = Vec::new();
+        for member in &mut self.members {
+            if who.contains(&member.id) && member.state != State::Live {
+                member.state = State::Live;
+                source.treat(member.group, Treatment::Live);
+                released.push(member.id);
+            }
+        }
+        for stage in &mut self.stages {
+            stage.retain(|job| !who.contains(&job.id));
+        }
+        self.stages.retain(|stage| !stage.is_empty());
+        if !released.is_empty() {
+            let news = PilotNews::Live(released, why);
+            self.actions.push_back(PilotAction::Tell(news));
+        }
+    }
+
+    fn release_all(&mut self, source: &mut Source) {
+        for member in &mut self.members {
+            member.state = State::Live;
+            source.treat(member.group, Treatment::Live);
+        }
+        self.unasked.clear();
+        self.stages.clear();
+    }
+
+    fn tell_thawed(&mut self, who: Vec<ProcessId>, why: &'static str) {
+        if !who.is_empty() {
+            let news = PilotNews::Thawed(who, why);
+            self.actions.push_back(PilotAction::Tell(news));
+        }
+    }
+
+    fn link(&self) -> u64 {
+        self.view.link.unwrap_or(ASSUMED_LINK)
+    }
+
+    fn note(&mut self, text: String) {
+        self.actions
+            .push_back(PilotAction::Tell(PilotNews::Note(text)));
+    }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
