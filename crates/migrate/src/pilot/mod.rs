@@ -11,7 +11,9 @@
 //! pages about in time and lets processes stand; whatever it does, and whatever the agent says,
 //! the source half sends every page that is not declared free twice.
 
+mod answers;
 mod member;
+mod settings;
 mod stages;
 mod stall;
 mod talk;
@@ -20,13 +22,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use depgraph::ProcessId;
-use guest_proto::{Answer, ProcessRecord, Request, Rule, Run, Summary, ThawReason, Tier, VERSION};
+use guest_proto::{Request, ThawReason, VERSION};
 
 use crate::{Source, Treatment, WalkPosition};
 use member::{Member, State};
+pub use settings::{OnStall, PilotAction, PilotNews, PilotSettings, Protocol, View};
 pub use stages::{Job, Spared, Stages, pause, stages};
 pub use stall::Stall;
-use talk::{Hearing, Pages, Told};
+use talk::Hearing;
 
 /// Processes with less anonymous memory are moved live, unseen.
 const CANDIDATE_KIB: u64 = 4 << 10;
@@ -46,6 +49,10 @@ const LEASE: Duration = Duration::from_secs(5);
 const RENEW_EVERY: Duration = Duration::from_millis(1500);
 /// Who does not come to a stand within this runs on.
 const FREEZE_LIMIT: Duration = Duration::from_millis(1500);
+/// Nobody is frozen before flows have been followed for so long.
+const WINDOW_MIN: Duration = Duration::from_secs(1);
+/// About what a relay reads of pages that are held, in bytes a second.
+const READ_RATE: u64 = 500_000_000;
 /// Processes are frozen when the first walk is about to end: so long before.
 const LEAD: Duration = Duration::from_millis(400);
 /// Time between two estimates of what is left of the walk.
@@ -65,96 +72,6 @@ const ASSUMED_LINK: u64 = 125_000_000;
 const THROTTLE_STEP: u8 = 20;
 /// QEMU's own limit.
 const THROTTLE_MAX: u8 = 99;
-
-/// How memory travels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// All of it live, as QEMU would.
-    Live,
-    /// That of processes on which nobody outside depends once, while they stand.
-    StopCopy,
-}
-
-/// What happens when the live part does not converge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnStall {
-    /// It goes on.
-    Wait,
-    /// QEMU throttles the guest's processors.
-    AutoConverge,
-    /// The VM is stopped and moved, whatever the downtime.
-    Switchover,
-    /// The migration is given up.
-    Abort,
-}
-
-/// What the user wants.
-#[derive(Debug, Clone)]
-pub struct PilotSettings {
-    /// How memory travels.
-    pub protocol: Protocol,
-    /// Longest acceptable stop of the VM.
-    pub downtime_limit: Duration,
-    /// Longest acceptable pause of a process.
-    pub max_pause: Duration,
-    /// What happens when the live part does not converge.
-    pub on_stall: OnStall,
-    /// Rules of the host about processes.
-    pub rules: Vec<Rule>,
-    /// Page frames that the guest can have.
-    pub frames: u64,
-}
-
-/// What only the outside can do.
-#[derive(Debug)]
-pub enum PilotAction {
-    /// Ask the agent.
-    Ask(Request),
-    /// Set QEMU's downtime limit.
-    DowntimeLimit(Duration),
-    /// Let QEMU throttle the guest's processors so far, in percent.
-    Throttle(u8),
-    /// Tell the user.
-    Tell(PilotNews),
-    /// End the migration: the user wants it so.
-    GiveUp(String),
-}
-
-/// What is worth telling.
-#[derive(Debug)]
-pub enum PilotNews {
-    /// What every process is.
-    Classified(Vec<ProcessRecord>, Summary),
-    /// How fast processes write, in bytes a second, and how much memory that is.
-    Writing(Vec<Job>),
-    /// Processes are about to be frozen, for so long by estimate.
-    Freezing(Vec<ProcessId>, Duration),
-    /// They stand.
-    Frozen(Vec<ProcessId>),
-    /// They run again, and why.
-    Thawed(Vec<ProcessId>, &'static str),
-    /// They are moved live, and why.
-    Live(Vec<ProcessId>, String),
-    /// The guest declares so many pages free, for the first time.
-    DeclaredFree(u64),
-    /// So many pages are free still and need not travel.
-    Free(u64),
-    /// What is moved live does not shrink.
-    Stalled,
-    /// Anything else.
-    Note(String),
-}
-
-/// What the outside knows.
-#[derive(Debug, Clone, Copy)]
-pub struct View {
-    /// Time since any moment before.
-    pub now: Duration,
-    /// Bytes a second that the link carries, once that is known.
-    pub link: Option<u64>,
-    /// The VM has stopped for the switchover.
-    pub stopped: bool,
-}
 
 /// What is asked next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -214,6 +131,7 @@ pub struct Pilot {
     /// Whose owners are to be asked for.
     unasked: VecDeque<ProcessId>,
     watched_from: Duration,
+    armed_at: Duration,
     /// Still to be frozen.
     stages: VecDeque<Vec<Job>>,
     thaw: bool,
@@ -250,6 +168,7 @@ impl Pilot {
             members: Vec::new(),
             unasked: VecDeque::new(),
             watched_from: Duration::ZERO,
+            armed_at: Duration::ZERO,
             stages: VecDeque::new(),
             thaw: false,
             look_at: Duration::ZERO,
@@ -294,7 +213,7 @@ impl Pilot {
 
     /// Whether all is known that must be before memory is read.
     pub fn reads_memory(&self) -> bool {
-        self.step > Step::FreePages
+        self.step > Step::Owners
     }
 
     /// Whether the agent follows flows, and may hold processes.
@@ -314,7 +233,7 @@ impl Pilot {
         if self.view.stopped {
             return true;
         }
-        if self.step <= Step::FreePages {
+        if self.step <= Step::Owners {
             return false;
         }
         if source.position().walk < 2 {
@@ -334,7 +253,8 @@ impl Pilot {
             self.hearing
                 .as_ref()
                 .map(|(_, since)| *since + SILENCE_LIMIT),
-            (self.has_window() && self.hearing.is_none()).then_some(self.look_at),
+            (self.has_window() && self.step == Step::Open && self.hearing.is_none())
+                .then_some(self.look_at),
             self.frozen().next().map(|_| self.renew_at),
             (self.course == Course::Waiting && self.step == Step::Open).then_some(self.estimate_at),
             (self.step == Step::Written && self.hearing.is_none())
@@ -369,57 +289,6 @@ impl Pilot {
         {
             self.hearing = Some((Hearing::new(request.clone()), view.now));
             self.actions.push_back(PilotAction::Ask(request));
-        }
-    }
-
-    /// A part of the agent's answer.
-    pub fn answer(&mut self, answer: Answer, last: bool, source: &mut Source) {
-        let Some((hearing, _)) = &mut self.hearing else {
-            return;
-        };
-        match hearing.part(answer, last, self.settings.frames) {
-            Ok(None) => {}
-            Ok(Some(told)) => {
-                self.hearing = None;
-                self.told(told, source);
-            }
-            Err(why) => self.agent_lost(&why, source),
-        }
-    }
-
-    /// The agent could not do what was asked.
-    pub fn refused(&mut self, why: &str, source: &mut Source) {
-        let Some((hearing, _)) = self.hearing.take() else {
-            return;
-        };
-        match hearing.asked() {
-            Request::FreePages => {
-                self.note(format!("free pages travel like others: {why}"));
-                self.free = FreePages::Settled;
-                source.none_is_free();
-                if self.step == Step::FreePages {
-                    self.step = Step::Watch;
-                }
-            }
-            Request::Freeze { .. } => {
-                let stage = self.stages.pop_front().unwrap_or_default();
-                let who = stage.iter().map(|job| job.id).collect();
-                self.release(who, why.to_owned(), source);
-                self.next_stage_or_settle();
-            }
-            // What was to be thawed has been thawed, or the window is gone with all it held.
-            Request::Renew { .. } | Request::Thaw => {
-                self.agent_lost(why, source);
-            }
-            _ => {
-                self.note(format!("all memory is moved live: {why}"));
-                self.release_all(source);
-                if self.step < Step::FreePages {
-                    self.step = Step::FreePages;
-                } else {
-                    self.step = Step::Open;
-                }
-            }
         }
     }
 
@@ -525,7 +394,8 @@ impl Pilot {
         match self.course {
             Course::Waiting if self.step == Step::Open => {
                 if !self.stages.is_empty() {
-                    if self.near_the_end(source) {
+                    let seen = self.view.now >= self.armed_at + WINDOW_MIN;
+                    if seen && self.near_the_end(source) {
                         self.course = Course::Freezing;
                     }
                 } else if self.free != FreePages::Declared {
@@ -557,7 +427,8 @@ impl Pilot {
         };
     }
 
-    /// The first walk ends within the lead, or has ended.
+    /// The first walk ends within the lead, or has ended. Where much is still to be held, the
+    /// link would soon have nothing to carry: then the time is near, too.
     fn near_the_end(&mut self, source: &Source) -> bool {
         if source.position().walk >= 2 {
             return true;
@@ -566,8 +437,8 @@ impl Pilot {
             return false;
         }
         self.estimate_at = self.view.now + ESTIMATE_EVERY;
-        let lead = u64::try_from(LEAD.as_millis()).unwrap_or(0);
-        source.live_bytes_left() <= self.link().saturating_mul(lead) / 1000
+        let left = source.left_of_first_walk();
+        time_for(left.live, self.link()) <= LEAD + time_for(left.held, READ_RATE)
     }
 
     fn set_free(&mut self) {
@@ -648,175 +519,8 @@ impl Pilot {
         None
     }
 
-    fn told(&mut self, told: Told, source: &mut Source) {
-        match told {
-            Told::Welcome(welcome) => {
-                let can = welcome.capabilities.owners && welcome.capabilities.freezer;
-                self.step = match (self.settings.protocol, &welcome.tier) {
-                    (Protocol::Live, _) => Step::FreePages,
-                    (Protocol::StopCopy, Tier::Probes) if can => Step::Survey,
-                    (Protocol::StopCopy, Tier::StandingFactsOnly { reason }) => {
-                        let reason = format!("all memory is moved live: {reason}");
-                        self.note(reason);
-                        Step::FreePages
-                    }
-                    (Protocol::StopCopy, Tier::Probes) => {
-                        self.note("all memory is moved live: the agent cannot freeze".to_owned());
-                        Step::FreePages
-                    }
-                };
-            }
-            Told::Candidates(mut candidates) => {
-                candidates.sort_by_key(|one| std::cmp::Reverse(one.anonymous_kib));
-                candidates.truncate(CANDIDATES_MAX);
-                self.unasked = candidates.iter().map(|one| one.id).collect();
-                self.step = match self.unasked.is_empty() {
-                    true => Step::FreePages,
-                    false => Step::Owners,
-                };
-            }
-            Told::Pages(pages) => self.told_pages(&pages, source),
-            Told::Watching => self.step = Step::Arm,
-            Told::Armed(_) => self.step = Step::Report,
-            Told::Report(processes, summary) => {
-                self.step = Step::Written;
-                for member in &mut self.members {
-                    let record = processes.iter().find(|record| record.id == member.id);
-                    member.pause_limit = record.and_then(member::pause_limit);
-                }
-                let gone = |member: &&Member| !processes.iter().any(|r| r.id == member.id);
-                let gone: Vec<_> = self.members.iter().filter(gone).map(|m| m.id).collect();
-                let news = PilotNews::Classified(processes, summary);
-                self.actions.push_back(PilotAction::Tell(news));
-                self.release(gone, "they have ended".to_owned(), source);
-            }
-            Told::Dependents(who) => {
-                let frozen = self.frozen().any(|(id, _)| who.contains(&id));
-                self.release(who, "they depend on the outside".to_owned(), source);
-                // The agent thaws by itself whom somebody turns to; whatever the way, one that
-                // has become dependent must not stand.
-                self.thaw |= frozen;
-            }
-            Told::Frozen(report) => self.told_frozen(&report.frozen, report.refused, source),
-            Told::Renewed => {}
-            Told::Thawed(who) => {
-                self.thaw = false;
-                self.release(who, "they were thawed".to_owned(), source);
-                self.release_all(source);
-                self.set_free();
-            }
-        }
-    }
-
-    fn told_pages(&mut self, pages: &Pages, source: &mut Source) {
-        match self.step {
-            Step::Owners => {
-                if let Some(id) = self.unasked.pop_front()
-                    && let Some(group) = source.hold(&pages.runs)
-                {
-                    self.members.push(Member::new(id, group, pages.count()));
-                }
-                if self.unasked.is_empty() {
-                    self.step = Step::FreePages;
-                }
-            }
-            Step::FreePages => {
-                source.may_be_free(&pages.runs);
-                let news = PilotNews::DeclaredFree(pages.count());
-                self.actions.push_back(PilotAction::Tell(news));
-                self.free = FreePages::Declared;
-                self.step = match self.members.is_empty() {
-                    true => Step::Open,
-                    false => Step::Watch,
-                };
-            }
-            Step::Written => self.told_written(pages, source),
-            _ => {
-                let before = source.stats().pages_free;
-                source.are_free(&pages.runs);
-                self.free = FreePages::Settled;
-                let free = source.stats().pages_free - before;
-                let news = PilotNews::Free(free);
-                self.actions.push_back(PilotAction::Tell(news));
-            }
-        }
-    }
-
-    /// Who writes how much: the stages follow from it.
-    fn told_written(&mut self, pages: &Pages, source: &mut Source) {
-        self.step = Step::Open;
-        let passed = self.view.now.saturating_sub(self.watched_from);
-        let millis = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX).max(1);
-        let page_size = source.page_size();
-        let mut jobs = Vec::new();
-        for member in self.members.iter_mut().filter(|m| m.state == State::Held) {
-            let written = pages.by_process.iter().find(|(id, _)| *id == member.id);
-            let written = written.map_or(0, |(_, written)| *written);
-            let sweeps = written.saturating_mul(SWEEPS) >= member.pages;
-            if !sweeps {
-                source.only_hot(member.group, &pages.runs);
-            }
-            let hot = if sweeps {
-                member.pages.max(written)
-            } else {
-                written
-            };
-            jobs.push(Job {
-                id: member.id,
-                hot_bytes: hot.saturating_mul(page_size),
-                rate: written.saturating_mul(page_size).saturating_mul(1000) / millis,
-                limit: member.limit(self.settings.max_pause),
-            });
-        }
-        let plan = stages(&jobs, self.link());
-        self.actions
-            .push_back(PilotAction::Tell(PilotNews::Writing(jobs)));
-        let of = |wanted: fn(&Spared) -> bool| {
-            let spared = plan.spared.iter().filter(|(_, why)| wanted(why));
-            spared.map(|(job, _)| job.id).collect::<Vec<_>>()
-        };
-        let quiet = of(|why| *why == Spared::Quiet);
-        let long = of(|why| matches!(why, Spared::TooLong(_)));
-        self.release(quiet, "they write little".to_owned(), source);
-        let why = "they would stand for longer than they may".to_owned();
-        self.release(long, why, source);
-        self.stages = plan.stages.into();
-    }
-
-    fn told_frozen(
-        &mut self,
-        frozen: &[ProcessId],
-        refused: Vec<(ProcessId, String)>,
-        source: &mut Source,
-    ) {
-        let now = self.view.now;
-        self.stages.pop_front();
-        let mut stand = Vec::new();
-        for member in &mut self.members {
-            if frozen.contains(&member.id) && member.state == State::Held {
-                member.state = State::Frozen { since: now };
-                source.treat(member.group, Treatment::Standing);
-                stand.push(member.id);
-            }
-        }
-        for (id, why) in refused {
-            self.release(vec![id], why, source);
-        }
-        self.renew_at = now + RENEW_EVERY;
-        if stand.is_empty() {
-            self.next_stage_or_settle();
-        } else {
-            self.actions
-                .push_back(PilotAction::Tell(PilotNews::Frozen(stand)));
-            self.course = Course::Circling {
-                since: now,
-                synced: None,
-            };
-        }
-    }
-
     /// These are moved live from now on.
-    fn release(&mut self, who: Vec<ProcessId>, why: String, source: &mut Source) {
+    fn release(&mut self, who: &[ProcessId], why: &str, source: &mut Source) {
         let mut released = Vec::new();
         for member in &mut self.members {
             if who.contains(&member.id) && member.state != State::Live {
@@ -830,7 +534,7 @@ impl Pilot {
         }
         self.stages.retain(|stage| !stage.is_empty());
         if !released.is_empty() {
-            let news = PilotNews::Live(released, why);
+            let news = PilotNews::Live(released, why.to_owned());
             self.actions.push_back(PilotAction::Tell(news));
         }
     }
@@ -859,6 +563,10 @@ impl Pilot {
         self.actions
             .push_back(PilotAction::Tell(PilotNews::Note(text)));
     }
+}
+
+fn time_for(bytes: u64, rate: u64) -> Duration {
+    Duration::from_millis(bytes.saturating_mul(1000) / rate.max(1))
 }
 
 fn millis(duration: Duration) -> u32 {

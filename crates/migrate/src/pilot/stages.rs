@@ -11,7 +11,7 @@ use depgraph::ProcessId;
 /// What is written slower than this part of what the link carries converges by itself.
 const MATTERS: u64 = 25;
 /// Less written memory than this is not worth a pause.
-pub const SMALL_BYTES: u64 = 4 << 20;
+const SMALL_BYTES: u64 = 4 << 20;
 /// Most stages: each costs a walk of QEMU.
 const STAGES_MAX: usize = 4;
 /// A job whose part of all is smaller than this shares the last stage.

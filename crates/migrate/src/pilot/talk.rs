@@ -1,9 +1,7 @@
 //! One question to the agent, and its answer in parts.
 
 use depgraph::ProcessId;
-use guest_proto::{
-    Answer, Armed, Candidate, FrozenReport, ProcessRecord, Request, Run, Summary, Welcome,
-};
+use guest_proto::{Answer, Candidate, FrozenReport, ProcessRecord, Request, Run, Summary, Welcome};
 
 /// Runs of page frames in one answer: more than a guest's memory falls into.
 const RUNS_MAX: usize = 4 << 20;
@@ -14,7 +12,7 @@ const PROCESSES_MAX: usize = 200_000;
 #[derive(Debug)]
 pub(super) enum Told {
     Welcome(Welcome),
-    Armed(Armed),
+    Armed,
     Candidates(Vec<Candidate>),
     Report(Vec<ProcessRecord>, Summary),
     Pages(Pages),
@@ -67,7 +65,7 @@ impl Hearing {
     ) -> Result<Option<Told>, String> {
         let told = match (&self.asked, answer) {
             (Request::Hello { .. }, Answer::Welcome(welcome)) => Told::Welcome(welcome),
-            (Request::Arm { .. }, Answer::Armed(armed)) => Told::Armed(armed),
+            (Request::Arm { .. }, Answer::Armed(_)) => Told::Armed,
             (Request::Survey { .. }, Answer::Candidates(more)) => {
                 self.candidates.extend(more);
                 if !last {

@@ -1,0 +1,233 @@
+//! What the pilot makes of the agent's answers.
+
+use depgraph::ProcessId;
+use guest_proto::{Answer, Request, Tier};
+
+use super::member::{self, Member, State};
+use super::talk::{Pages, Told};
+use super::{
+    CANDIDATES_MAX, Course, FreePages, Job, Pilot, PilotAction, PilotNews, Protocol, RENEW_EVERY,
+    SWEEPS, Spared, Step, stages,
+};
+use crate::{Source, Treatment};
+
+impl Pilot {
+    /// A part of the agent's answer.
+    pub fn answer(&mut self, answer: Answer, last: bool, source: &mut Source) {
+        let Some((hearing, _)) = &mut self.hearing else {
+            return;
+        };
+        match hearing.part(answer, last, self.settings.frames) {
+            Ok(None) => {}
+            Ok(Some(told)) => {
+                self.hearing = None;
+                self.told(told, source);
+            }
+            Err(why) => self.agent_lost(&why, source),
+        }
+    }
+
+    /// The agent could not do what was asked.
+    pub fn refused(&mut self, why: &str, source: &mut Source) {
+        let Some((hearing, _)) = self.hearing.take() else {
+            return;
+        };
+        match hearing.asked() {
+            Request::FreePages => {
+                self.note(format!("free pages travel like others: {why}"));
+                self.free = FreePages::Settled;
+                source.none_is_free();
+                if self.step == Step::FreePages {
+                    self.step = Step::Watch;
+                }
+            }
+            Request::Freeze { .. } => {
+                let stage = self.stages.pop_front().unwrap_or_default();
+                let who: Vec<_> = stage.iter().map(|job| job.id).collect();
+                self.release(&who, why, source);
+                self.next_stage_or_settle();
+            }
+            // What was to be thawed has been thawed, or the window is gone with all it held.
+            Request::Renew { .. } | Request::Thaw => {
+                self.agent_lost(why, source);
+            }
+            _ => {
+                self.note(format!("all memory is moved live: {why}"));
+                self.release_all(source);
+                if self.step < Step::FreePages {
+                    self.step = Step::FreePages;
+                } else {
+                    self.step = Step::Open;
+                }
+            }
+        }
+    }
+
+    fn told(&mut self, told: Told, source: &mut Source) {
+        match told {
+            Told::Welcome(welcome) => {
+                let can = welcome.capabilities.owners && welcome.capabilities.freezer;
+                self.step = match (self.settings.protocol, &welcome.tier) {
+                    (Protocol::Live, _) => Step::FreePages,
+                    (Protocol::StopCopy, Tier::Probes) if can => Step::Survey,
+                    (Protocol::StopCopy, Tier::StandingFactsOnly { reason }) => {
+                        let reason = format!("all memory is moved live: {reason}");
+                        self.note(reason);
+                        Step::FreePages
+                    }
+                    (Protocol::StopCopy, Tier::Probes) => {
+                        self.note("all memory is moved live: the agent cannot freeze".to_owned());
+                        Step::FreePages
+                    }
+                };
+            }
+            Told::Candidates(mut candidates) => {
+                candidates.sort_by_key(|one| std::cmp::Reverse(one.anonymous_kib));
+                candidates.truncate(CANDIDATES_MAX);
+                self.unasked = candidates.iter().map(|one| one.id).collect();
+                self.step = match self.unasked.is_empty() {
+                    true => Step::FreePages,
+                    false => Step::Owners,
+                };
+            }
+            Told::Pages(pages) => self.told_pages(&pages, source),
+            Told::Watching => self.step = Step::Arm,
+            Told::Armed => {
+                self.armed_at = self.view.now;
+                self.step = Step::Report;
+            }
+            Told::Report(processes, summary) => {
+                self.step = Step::Written;
+                for member in &mut self.members {
+                    let record = processes.iter().find(|record| record.id == member.id);
+                    member.pause_limit = record.and_then(member::pause_limit);
+                }
+                let gone = |member: &&Member| !processes.iter().any(|r| r.id == member.id);
+                let gone: Vec<_> = self.members.iter().filter(gone).map(|m| m.id).collect();
+                let news = PilotNews::Classified(processes, summary);
+                self.actions.push_back(PilotAction::Tell(news));
+                self.release(&gone, "they have ended", source);
+            }
+            Told::Dependents(who) => {
+                let frozen = self.frozen().any(|(id, _)| who.contains(&id));
+                self.release(&who, "they depend on the outside", source);
+                // The agent thaws by itself whom somebody turns to; whatever the way, one that
+                // has become dependent must not stand.
+                self.thaw |= frozen;
+            }
+            Told::Frozen(report) => self.told_frozen(&report.frozen, report.refused, source),
+            Told::Renewed => {}
+            Told::Thawed(who) => {
+                self.thaw = false;
+                self.release(&who, "they were thawed", source);
+                self.release_all(source);
+                self.set_free();
+            }
+        }
+    }
+
+    fn told_pages(&mut self, pages: &Pages, source: &mut Source) {
+        match self.step {
+            Step::Owners => {
+                if let Some(id) = self.unasked.pop_front()
+                    && let Some(group) = source.hold(&pages.runs)
+                {
+                    self.members.push(Member::new(id, group, pages.count()));
+                }
+                if self.unasked.is_empty() {
+                    self.step = Step::FreePages;
+                }
+            }
+            Step::FreePages => {
+                source.may_be_free(&pages.runs);
+                let news = PilotNews::DeclaredFree(pages.count());
+                self.actions.push_back(PilotAction::Tell(news));
+                self.free = FreePages::Declared;
+                self.step = match self.members.is_empty() {
+                    true => Step::Open,
+                    false => Step::Watch,
+                };
+            }
+            Step::Written => self.told_written(pages, source),
+            _ => {
+                let left = source.are_free(&pages.runs);
+                self.free = FreePages::Settled;
+                let news = PilotNews::Free(left);
+                self.actions.push_back(PilotAction::Tell(news));
+            }
+        }
+    }
+
+    /// Who writes how much: the stages follow from it.
+    fn told_written(&mut self, pages: &Pages, source: &mut Source) {
+        self.step = Step::Open;
+        let passed = self.view.now.saturating_sub(self.watched_from);
+        let millis = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX).max(1);
+        let page_size = source.page_size();
+        let mut jobs = Vec::new();
+        for member in self.members.iter_mut().filter(|m| m.state == State::Held) {
+            let written = pages.by_process.iter().find(|(id, _)| *id == member.id);
+            let written = written.map_or(0, |(_, written)| *written);
+            let sweeps = written.saturating_mul(SWEEPS) >= member.pages;
+            if !sweeps {
+                source.only_hot(member.group, &pages.runs);
+            }
+            let hot = if sweeps {
+                member.pages.max(written)
+            } else {
+                written
+            };
+            jobs.push(Job {
+                id: member.id,
+                hot_bytes: hot.saturating_mul(page_size),
+                rate: written.saturating_mul(page_size).saturating_mul(1000) / millis,
+                limit: member.limit(self.settings.max_pause),
+            });
+        }
+        let plan = stages(&jobs, self.link());
+        self.actions
+            .push_back(PilotAction::Tell(PilotNews::Writing(jobs)));
+        let of = |wanted: fn(&Spared) -> bool| {
+            let spared = plan.spared.iter().filter(|(_, why)| wanted(why));
+            spared.map(|(job, _)| job.id).collect::<Vec<_>>()
+        };
+        let quiet = of(|why| *why == Spared::Quiet);
+        let long = of(|why| matches!(why, Spared::TooLong(_)));
+        self.release(&quiet, "they write little", source);
+        let why = "they would stand for longer than they may";
+        self.release(&long, why, source);
+        self.stages = plan.stages.into();
+    }
+
+    fn told_frozen(
+        &mut self,
+        frozen: &[ProcessId],
+        refused: Vec<(ProcessId, String)>,
+        source: &mut Source,
+    ) {
+        let now = self.view.now;
+        self.stages.pop_front();
+        let mut stand = Vec::new();
+        for member in &mut self.members {
+            if frozen.contains(&member.id) && member.state == State::Held {
+                member.state = State::Frozen { since: now };
+                source.treat(member.group, Treatment::Standing);
+                stand.push(member.id);
+            }
+        }
+        for (id, why) in refused {
+            self.release(&[id], &why, source);
+        }
+        self.renew_at = now + RENEW_EVERY;
+        if stand.is_empty() {
+            self.next_stage_or_settle();
+        } else {
+            self.actions
+                .push_back(PilotAction::Tell(PilotNews::Frozen(stand)));
+            self.course = Course::Circling {
+                since: now,
+                synced: None,
+            };
+        }
+    }
+}
