@@ -1,8 +1,11 @@
 //! Migrations that pause the processes on which nobody outside depends, on real QEMU.
 
-use anyhow::{Result, ensure};
+use std::ops::Range;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
 use lab::client::{RedisReport, Running};
-use lab::{VmOptions, results};
+use lab::{Vm, VmOptions, ram, results};
 use serde_json::{Value, json};
 use unmoor_tests::{
     MIGRATION_LIMIT, Pair, SHORT, await_writing, connect_agent, start_writer, verify_writer,
@@ -16,10 +19,8 @@ fn guest() -> VmOptions {
     }
 }
 
-/// Paths of the agent's channel at both ends.
-fn channels(pair: &Pair) -> (String, String) {
-    let path = |vm: &lab::Vm| vm.agent_path().display().to_string();
-    (path(&pair.source), path(&pair.destination))
+fn channel(vm: &Vm) -> String {
+    vm.agent_path().display().to_string()
 }
 
 fn frozen(summary: &Value) -> Vec<Value> {
@@ -32,19 +33,90 @@ fn a_job_that_outruns_the_link_is_paused_and_moves_once() -> Result<()> {
     start_writer(&mut pair.source, 300, 0, "full")?;
     let client = Running::redis(&pair.lab, 100)?;
     drop(connect_agent(&pair.source)?);
-    let (here, there) = channels(&pair);
-    let mut receiver = pair.receive(&["--once", "--agent", &there])?;
-    let mut sender = pair.send(&["--agent", &here])?;
-    let summary = sender.summary(MIGRATION_LIMIT);
-    for event in sender.events() {
-        println!("{event}");
-    }
-    let summary = summary?;
+    let mut receiver = pair.receive(&["--once", "--agent", &channel(&pair.destination)])?;
+    let mut sender = pair.send(&["--agent", &channel(&pair.source)])?;
+    let summary = sender.summary(MIGRATION_LIMIT)?;
     assert_eq!(receiver.exit(SHORT)?, 0);
+    let received = receiver.await_event("received", SHORT)?;
+    assert_eq!(received["thawed"], 1, "{received}");
     let paused = frozen(&summary);
     ensure!(paused.len() == 1, "{summary}");
+    let pause = paused[0]["pause_ms"].as_f64().context("no pause")?;
+    ensure!(
+        pause < summary["total_ms"].as_f64().unwrap_or(0.0),
+        "{summary}"
+    );
+    // Held once, sent once.
+    let sent = summary["wire_bytes"].as_u64().unwrap_or(u64::MAX);
+    let memory = summary["guest_nonfree_bytes"].as_u64().unwrap_or(0);
+    ensure!(sent < memory + memory / 4, "{summary}");
     verify_writer(&mut pair.destination)?;
     await_writing(&mut pair.destination)?;
     let redis: RedisReport = client.finish()?;
+    assert_eq!(
+        (redis.lost, redis.wrong, redis.broken_connections),
+        (0, 0, 0),
+        "{redis:?}"
+    );
     results::record("stop_copy", &json!({"summary": summary, "redis": redis}))
+}
+
+/// The page frames in the file that `--left-behind` writes.
+fn left_behind(path: &Path) -> Result<Vec<Range<u64>>> {
+    let text = std::fs::read_to_string(path)?;
+    let run = |line: &str| {
+        let (first, count) = line.split_once(' ')?;
+        let first: u64 = first.parse().ok()?;
+        Some(first..first + count.parse::<u64>().ok()?)
+    };
+    text.lines()
+        .map(|line| run(line).context("no run"))
+        .collect()
+}
+
+#[test]
+fn memory_is_equal_to_the_byte_but_for_free_pages() -> Result<()> {
+    let source = guest();
+    let mut waiting = source.as_destination();
+    waiting.paused = true;
+    let mut pair = Pair::with(&source, &waiting, Some("1gbit"))?;
+    start_writer(&mut pair.source, 200, 0, "full")?;
+    let client = Running::redis(&pair.lab, 100)?;
+    drop(connect_agent(&pair.source)?);
+    let list = pair.lab.run_dir().join("left-behind");
+    let mut receiver = pair.receive(&["--once"])?;
+    let agent = channel(&pair.source);
+    let summary = pair
+        .send(&[
+            "--agent",
+            &agent,
+            "--left-behind",
+            &list.display().to_string(),
+        ])?
+        .summary(MIGRATION_LIMIT)?;
+    assert_eq!(receiver.exit(SHORT)?, 0);
+    drop(client);
+    assert_eq!(frozen(&summary).len(), 1, "{summary}");
+    assert_eq!(pair.source.status()?, "postmigrate");
+
+    let left = left_behind(&list)?;
+    let diff = ram::compare(&mut pair.source, &mut pair.destination)?;
+    let differing = diff.differing.iter().map(|address| address / 4096);
+    let wrong: Vec<u64> = differing
+        .filter(|frame| !left.iter().any(|run| run.contains(frame)))
+        .collect();
+    ensure!(wrong.is_empty(), "frames differ: {wrong:x?}");
+
+    // Nobody thaws it here but its own lease.
+    pair.destination.qmp("cont", &json!({}))?;
+    await_writing(&mut pair.destination)?;
+    verify_writer(&mut pair.destination)?;
+    results::record(
+        "stop_copy_memory",
+        &json!({
+            "summary": summary,
+            "pages_compared": diff.pages,
+            "pages_differing_and_free": diff.differing.len(),
+        }),
+    )
 }

@@ -99,6 +99,11 @@ pub struct SendArgs {
     /// Rules about processes.
     pub policy: PolicyArgs,
 
+    /// Writes the page frames that did not travel because the guest declared them free: memory in
+    /// which the two hosts may differ.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub left_behind: Option<PathBuf>,
+
     /// Runs a shell command when the destination is ready and the VM is stopped, just before the
     /// commit; if it fails, the VM resumes here. Its run time is downtime.
     #[arg(long, value_name = "COMMAND")]

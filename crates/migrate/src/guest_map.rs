@@ -52,6 +52,26 @@ impl GuestMap {
         GuestMap { pieces }
     }
 
+    /// The page frames of slots.
+    pub(crate) fn frames(&self, slots: &[usize]) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for slot in slots {
+            let frame = self.pieces.iter().find_map(|(frame, count, first)| {
+                let at = u64::try_from(slot.checked_sub(*first)?).ok()?;
+                (at < *count).then(|| frame + at)
+            });
+            let Some(frame) = frame else { continue };
+            match runs.last_mut() {
+                Some(run) if run.first + run.count == frame => run.count += 1,
+                _ => runs.push(Run {
+                    first: frame,
+                    count: 1,
+                }),
+            }
+        }
+        runs
+    }
+
     /// The slots of page frames; frames that are no RAM have none.
     pub(crate) fn slots(&self, run: Run) -> impl Iterator<Item = Range<usize>> {
         let end = run.first.saturating_add(run.count);
@@ -72,6 +92,10 @@ impl GuestMap {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::single_range_in_vec_init,
+    reason = "one piece is what is meant"
+)]
 mod tests {
     use qemu_stream::test_support::StreamBuilder;
 
@@ -111,6 +135,13 @@ mod tests {
         assert_eq!(slots(39, 5), [41..42]);
         assert_eq!(slots(30, 2000), [32..42, 42..102]);
         assert_eq!(slots(1059, u64::MAX), [101..102]);
+    }
+
+    #[test]
+    fn slots_have_their_frames() {
+        let run = |first, count| Run { first, count };
+        let found = map().frames(&[2, 3, 4, 41, 42, 43, 101, 0]);
+        assert_eq!(found, [run(0, 3), run(39, 1), run(1000, 2), run(1059, 1)]);
     }
 
     #[test]

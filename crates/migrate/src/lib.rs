@@ -26,7 +26,7 @@ mod table;
 pub use destination::{Destination, DestinationAction, DestinationPhase, Outputs};
 pub use fault::Fault;
 pub use guest_map::MappedRam;
-pub use holds::{Group, GroupFigures, Treatment};
+pub use holds::{Group, GroupFigures, Left, Treatment};
 pub use keepalive::{KeepAlive, Liveness};
 pub use source::{
     KeepBack, Source, SourceAction, SourcePhase, SourceStats, WalkPosition, put_verdict,

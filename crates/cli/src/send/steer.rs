@@ -1,10 +1,11 @@
 //! The pilot's shell: the agent's channel, QEMU's settings and news for people.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use depgraph::{Class, ProcessId};
-use guest_proto::ProcessRecord;
+use guest_proto::{ProcessRecord, Run};
 use migrate::pilot::{Job, OnStall, Pilot, PilotAction, PilotNews, PilotSettings, Protocol, View};
 use rustix::event::PollFlags;
 
@@ -287,12 +288,33 @@ impl Session<'_> {
                 self.steering.free_at_start = Some(pages);
                 return;
             }
-            PilotNews::Free(pages) => Event::FreePages { pages },
+            PilotNews::Free(frames) => {
+                if let Some(path) = &self.args.left_behind
+                    && let Err(error) = write_frames(path, &frames)
+                {
+                    let path = path.display();
+                    let text = format!("--left-behind {path} could not be written: {error}");
+                    self.report.tell(&Event::Note { text });
+                }
+                Event::FreePages {
+                    pages: frames.iter().map(|run| run.count).sum(),
+                }
+            }
             PilotNews::Stalled => Event::Stalled,
             PilotNews::Note(text) => Event::Note { text },
         };
         self.report.tell(&event);
     }
+}
+
+/// One run of frames a line: the first and how many.
+fn write_frames(path: &std::path::Path, frames: &[Run]) -> std::io::Result<()> {
+    let mut text = String::new();
+    for run in frames {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{} {}", run.first, run.count);
+    }
+    std::fs::write(path, text)
 }
 
 fn may_pause(class: Class) -> bool {

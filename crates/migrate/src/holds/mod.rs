@@ -68,6 +68,15 @@ pub(crate) enum Fate {
     Held,
 }
 
+/// What the first walk has still to bring, at most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Left {
+    /// To be moved live.
+    pub live: u64,
+    /// To be held.
+    pub held: u64,
+}
+
 /// Figures of a group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GroupFigures {
@@ -186,10 +195,10 @@ impl Holds {
     }
 
     /// The answer: of the pages that came before the question and had been declared free, these
-    /// still are. They need not travel; yields how many that are. The others go, and no page is
-    /// kept back as free any more.
-    pub(crate) fn are_free(&mut self, slots: &[Range<usize>]) -> u64 {
-        let mut dropped = 0;
+    /// still are. They need not travel: yields them. The others go, and no page is kept back as
+    /// free any more.
+    pub(crate) fn are_free(&mut self, slots: &[Range<usize>]) -> Vec<usize> {
+        let mut dropped = Vec::new();
         for range in slots {
             let (Some(first), Some(end)) = (number(range.start), number(range.end)) else {
                 continue;
@@ -198,7 +207,7 @@ impl Holds {
             for slot in held {
                 if group_of(&self.classes, slot) == FREE {
                     self.release(slot);
-                    dropped += 1;
+                    dropped.push(slot as usize);
                 }
             }
         }
@@ -345,17 +354,18 @@ impl Holds {
         }
     }
 
-    /// Pages from this slot on whose group is moved live, in the first walk: what is still to be
-    /// sent before it ends, at most.
-    pub(crate) fn live_pages_from(&self, slot: usize) -> u64 {
-        let rest = self.classes.get(slot..).unwrap_or_default();
-        let live = rest.iter().filter(|class| {
-            **class != FREE
-                && self
-                    .treatment(**class)
-                    .is_none_or(|now| now != Treatment::Held)
-        });
-        live.count() as u64
+    /// Pages from this slot on that will be moved live, and those that will be held, if the walk
+    /// is the first: at most.
+    pub(crate) fn pages_from(&self, slot: usize) -> Left {
+        let mut left = Left::default();
+        for class in self.classes.get(slot..).unwrap_or_default() {
+            match self.treatment(*class) {
+                _ if *class == FREE => {}
+                Some(Treatment::Held) if class & COLD == 0 => left.held += 1,
+                _ => left.live += 1,
+            }
+        }
+        left
     }
 
     fn treatment(&self, class: u16) -> Option<Treatment> {
@@ -381,6 +391,10 @@ fn number(slot: usize) -> Option<u32> {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::single_range_in_vec_init,
+    reason = "one piece is what is meant"
+)]
 mod tests {
     use super::*;
 
@@ -399,7 +413,7 @@ mod tests {
         let mut sent = Vec::new();
         while let Some((slot, origin)) = holds.next_due() {
             sent.push((slot, holds.content(slot).unwrap()[0], origin));
-            holds.release(slot as u32);
+            holds.release(number(slot).unwrap());
         }
         sent
     }
@@ -482,7 +496,7 @@ mod tests {
         // These come too late to be covered by the answer.
         assert_eq!(arrive(&mut holds, 3, 2), Fate::Forward(Origin::Live));
         assert_eq!(arrive(&mut holds, 4, 2), Fate::Forward(Origin::Live));
-        assert_eq!(holds.are_free(&[2..3, 3..50]), 1);
+        assert_eq!(holds.are_free(&[2..3, 3..50]).len(), 1);
         let flushed = [0, 1].map(|slot| (slot, 1, Origin::Flushed));
         assert_eq!(sent(&mut holds), flushed);
         assert_eq!(arrive(&mut holds, 5, 1), Fate::Forward(Origin::Live));

@@ -7,7 +7,7 @@ use guest_proto::Run;
 use wire::{Message, put_control};
 
 use super::{KeepBack, Source, SourcePhase, WalkPosition};
-use crate::holds::{Group, GroupFigures, Holds, Treatment};
+use crate::holds::{Group, GroupFigures, Holds, Left, Treatment};
 
 impl Source {
     /// Allows pages to be kept back. Call before QEMU names its RAM blocks.
@@ -89,13 +89,16 @@ impl Source {
 
     /// The guest's second answer. A page that it declared free twice, that QEMU sent before the
     /// second question and not again, need not travel: whoever used it after the answer has
-    /// written it, and QEMU sends it again.
-    pub fn are_free(&mut self, frames: &[Run]) {
-        if let Some(memory) = &mut self.memory {
-            let slots = frames.iter().flat_map(|run| memory.map.slots(*run));
-            let slots: Vec<_> = slots.collect();
-            self.stats.pages_free += memory.holds.are_free(&slots);
-        }
+    /// written it, and QEMU sends it again. Yields the frames that are left behind.
+    pub fn are_free(&mut self, frames: &[Run]) -> Vec<Run> {
+        let Some(memory) = &mut self.memory else {
+            return Vec::new();
+        };
+        let slots = frames.iter().flat_map(|run| memory.map.slots(*run));
+        let slots: Vec<_> = slots.collect();
+        let left = memory.holds.are_free(&slots);
+        self.stats.pages_free += left.len() as u64;
+        memory.map.frames(&left)
     }
 
     /// There will be no second answer: what was declared free travels.
@@ -113,14 +116,16 @@ impl Source {
         self.page_bytes(self.memory.as_ref().map_or(0, |m| m.holds.due_pages()))
     }
 
-    /// At most so many bytes are still to be moved live in QEMU's present walk, if it is the
-    /// first.
-    pub fn live_bytes_left(&self) -> u64 {
-        let left = self
-            .memory
-            .as_ref()
-            .map_or(0, |m| m.holds.live_pages_from(m.position().slot));
-        self.page_bytes(left)
+    /// What the first walk has still to bring, at most, in bytes.
+    pub fn left_of_first_walk(&self) -> Left {
+        let Some(memory) = &self.memory else {
+            return Left::default();
+        };
+        let left = memory.holds.pages_from(memory.position().slot);
+        Left {
+            live: self.page_bytes(left.live),
+            held: self.page_bytes(left.held),
+        }
     }
 
     /// The RAM section is over but for what is held: nothing more may be read from QEMU before
