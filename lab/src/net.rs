@@ -11,6 +11,8 @@ use serde_json::Value;
 
 /// Prefix of every namespace; the lab's process id and its number in that process follow.
 const PREFIX: &str = "unmoor";
+/// The network of the migration link.
+const MIGRATION_NET: &str = "10.78.0.0/24";
 /// Prefix of every folder that the lab makes; the process id follows.
 const FOLDER_PREFIX: &str = "unmoor-lab-";
 /// A file system in memory, for what would take too long on a disk.
@@ -127,6 +129,19 @@ impl Lab {
             let address = format!("{address}/24");
             ip(&["-n", &host, "addr", "add", &address, "dev", "mig0"])?;
             ip(&["-n", &host, "link", "set", "mig0", "up"])?;
+            // Linux's own default on every machine: BBR, which some have instead, takes a
+            // receiver that stands still for a moment for a slow link, for seconds.
+            ip(&[
+                "-n",
+                &host,
+                "route",
+                "replace",
+                MIGRATION_NET,
+                "dev",
+                "mig0",
+                "congctl",
+                "cubic",
+            ])?;
         }
         if let Some(rate) = &options.link_rate {
             for host in [Host::A, Host::B] {

@@ -49,12 +49,10 @@ impl Meter {
     }
 }
 
-/// What the link carries, measured while something waits for it.
+/// What the link carries, measured while it is full: while something waits for it all the time.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LinkRate {
-    /// Since when something has been waiting, up to the last look.
-    waits_since: Option<Instant>,
-    busy: Duration,
+    full_since: Option<Instant>,
     bytes: u64,
     per_second: Option<f64>,
 }
@@ -62,21 +60,24 @@ pub(crate) struct LinkRate {
 impl LinkRate {
     /// So many bytes went out, and something waits, or not.
     pub(crate) fn sent(&mut self, now: Instant, bytes: u64, waits: bool) {
-        if let Some(since) = self.waits_since {
-            self.busy += now.saturating_duration_since(since);
-            self.bytes += bytes;
-        }
-        self.waits_since = waits.then_some(now);
-        if self.busy < SAMPLE_EVERY {
+        let Some(since) = self.full_since.filter(|_| waits) else {
+            // What the socket took until it was full says nothing.
+            self.full_since = waits.then_some(now);
+            self.bytes = 0;
+            return;
+        };
+        self.bytes += bytes;
+        let passed = now.saturating_duration_since(since);
+        if passed < SAMPLE_EVERY {
             return;
         }
         #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
-        let rate = self.bytes as f64 / self.busy.as_secs_f64();
+        let rate = self.bytes as f64 / passed.as_secs_f64();
         self.per_second = Some(match self.per_second {
             Some(smoothed) => smoothed + LINK_NEWEST * (rate - smoothed),
             None => rate,
         });
-        self.busy = Duration::ZERO;
+        self.full_since = Some(now);
         self.bytes = 0;
     }
 
@@ -122,18 +123,22 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_measured_only_while_something_waits_for_it() {
+    fn a_link_is_measured_only_while_it_is_full() {
         let start = Instant::now();
         let mut rate = LinkRate::default();
         let at = |ms| start + Duration::from_millis(ms);
         rate.sent(at(0), 1_000_000, false);
+        // The socket fills.
         rate.sent(at(5000), 1_000_000, true);
         assert_eq!(rate.rate(), None);
         for tick in 1..=10 {
             rate.sent(at(5000 + 100 * tick), 10_000, true);
         }
         assert_eq!(rate.rate(), Some(100_000));
-        rate.sent(at(6000), 0, false);
+        // It was not full all the time.
+        rate.sent(at(6100), 10_000, false);
+        rate.sent(at(6200), 500_000, true);
+        rate.sent(at(6300), 0, false);
         rate.sent(at(60_000), 0, false);
         assert_eq!(rate.rate(), Some(100_000));
     }
