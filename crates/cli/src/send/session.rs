@@ -199,6 +199,13 @@ impl<'a> Session<'a> {
             self.pump();
             self.engine.flush(self.output.tail());
             self.send()?;
+            // A socket that has taken everything announces nothing: nobody would wake us for what
+            // is still held.
+            while self.output.is_empty() && self.has_due() {
+                self.pump();
+                self.engine.flush(self.output.tail());
+                self.send()?;
+            }
             let deadline = self.on_time()?;
             self.wait_and_read(deadline)?;
         }
@@ -338,7 +345,13 @@ impl<'a> Session<'a> {
     /// Whether QEMU's stream may be read: there is room for what it brings, and the pilot agrees.
     fn may_read(&self) -> bool {
         let open = self.qemu.as_ref().is_some_and(|qemu| !qemu.closed);
-        open && self.output.len() < WAITING_MAX && self.steering.pilot.may_read(&self.engine)
+        let pilot = &self.steering.pilot;
+        let room = !self.link_is_full() || pilot.reads_ahead(&self.engine);
+        open && room && pilot.may_read(&self.engine)
+    }
+
+    fn link_is_full(&self) -> bool {
+        self.output.len() >= WAITING_MAX
     }
 
     /// Everything that is due by the clock; returns when to come back.
@@ -574,6 +587,8 @@ impl<'a> Session<'a> {
 
     /// Gives what QEMU has written to the engine.
     fn take_events(&mut self) -> Result<(), Failure> {
+        let full = self.link_is_full();
+        self.engine.link_is_full(full);
         let Some(qemu) = &mut self.qemu else {
             return Ok(());
         };

@@ -219,10 +219,15 @@ impl Session<'_> {
         self.steering.pilot.synchronised(when, &self.engine);
     }
 
+    /// Whether held pages wait to be sent.
+    pub(super) fn has_due(&self) -> bool {
+        self.engine.due_bytes() > 0 || self.engine.must_drain()
+    }
+
     /// Sends held pages while the link has room for them.
     pub(super) fn pump(&mut self) {
         let room = WAITING_MAX.saturating_sub(self.output.len());
-        if room > 0 && (self.engine.due_bytes() > 0 || self.engine.must_drain()) {
+        if room > 0 && self.has_due() {
             let tail = self.output.tail();
             let full = tail.len() + room;
             self.engine.pump(full, tail);

@@ -9,7 +9,7 @@
 //!            arrives                     walk passes it by
 //!  Held    ──────────► held (newest) ──────────────────────► due ──► sent (it has cooled)
 //!  Standing ─────────► forwarded          the same ─────────► due ──► sent (it is final)
-//!  Live     ─────────► forwarded
+//!  Live     ─────────► forwarded, or kept and due at once if the link is full
 //!  free     ──────────► held until a later report ──► still free: dropped, else due
 //! ```
 //!
@@ -65,7 +65,10 @@ pub(crate) enum Origin {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     Forward(Origin),
+    /// It is kept back.
     Held,
+    /// It goes as soon as the link has room.
+    Waits,
 }
 
 /// What the first walk has still to bring, at most.
@@ -101,6 +104,7 @@ pub(crate) struct Holds {
     due_from: u32,
     /// The guest is being asked again what is free: what comes from now on was not looked at.
     asked_again: bool,
+    link_is_full: bool,
     peak: usize,
 }
 
@@ -116,6 +120,7 @@ impl Holds {
             due: RoaringBitmap::new(),
             due_from: 0,
             asked_again: false,
+            link_is_full: false,
             peak: 0,
         }
     }
@@ -179,8 +184,15 @@ impl Holds {
         found.map(|(_, figures)| *figures).unwrap_or_default()
     }
 
-    /// The guest says that nobody uses these pages: they are kept back until it says so again.
+    /// The guest says that nobody uses these pages: they are kept back until it says so again,
+    /// those included that wait for the link already.
     pub(crate) fn may_be_free(&mut self, slots: Range<usize>) {
+        if let (Some(first), Some(end)) = (number(slots.start), number(slots.end)) {
+            let classes = &self.classes;
+            let nobodys = |slot: &u32| group_of(classes, *slot) == NOBODY;
+            let waiting: Vec<u32> = self.due.range(first..end).filter(nobodys).collect();
+            self.due -= RoaringBitmap::from_iter(waiting);
+        }
         for class in self.classes.get_mut(slots).unwrap_or_default() {
             if *class == NOBODY {
                 *class = FREE;
@@ -227,12 +239,18 @@ impl Holds {
         }
     }
 
-    /// A page comes from QEMU. If it is held, `content` has been copied; if it is forwarded, no
-    /// older copy is left. A page of zeros (no content) is never worth holding.
+    /// Whether the link is full: then a page that would be forwarded waits here, where a newer
+    /// content can still replace it.
+    pub(crate) fn link_is_full(&mut self, full: bool) {
+        self.link_is_full = full;
+    }
+
+    /// A page comes from QEMU. If it is held or waits, `content` has been copied; if it is
+    /// forwarded, no older copy is left. A page of zeros (no content) is never worth holding.
     #[inline]
     pub(crate) fn arrive(&mut self, slot: usize, content: Option<&[u8]>, first_walk: bool) -> Fate {
         let class = self.classes[slot];
-        if class == NOBODY && self.copy_of[slot].is_none() {
+        if class == NOBODY && self.copy_of[slot].is_none() && !self.link_is_full {
             return Fate::Forward(Origin::Live);
         }
         self.arrive_in_group(slot, class, content, first_walk)
@@ -262,25 +280,43 @@ impl Holds {
         if class == FREE && self.asked_again {
             self.classes[slot] = NOBODY;
         }
-        if hold && let Some(content) = content {
-            if let Some(copy) = self.copy_of[slot] {
-                self.copies.replace(copy, content);
+        if let Some(content) = content
+            && (hold || self.link_is_full)
+            && self.keep(number, class, content)
+        {
+            if hold {
                 self.due.remove(number);
                 return Fate::Held;
             }
-            if let Some(copy) = self.copies.keep(content) {
-                self.copy_of[slot] = Some(copy);
-                self.held.insert(number);
-                self.count(class, 1);
-                self.peak = self.peak.max(self.copies.count());
-                return Fate::Held;
-            }
+            self.due.insert(number);
+            return Fate::Waits;
         }
         self.release(number);
         Fate::Forward(match treatment {
             Some(Treatment::Standing) => Origin::Paused,
             _ => Origin::Live,
         })
+    }
+
+    /// Copies a page, instead of an older copy if there is one. There may be no room: then it is
+    /// forwarded. (All that is held came in the present walk or the one before: nothing is known
+    /// to be colder than this.)
+    fn keep(&mut self, slot: u32, class: u16, content: &[u8]) -> bool {
+        let Some(place) = self.copy_of.get_mut(slot as usize) else {
+            return false;
+        };
+        if let Some(copy) = *place {
+            self.copies.replace(copy, content);
+            return true;
+        }
+        *place = self.copies.keep(content);
+        if place.is_none() {
+            return false;
+        }
+        self.held.insert(slot);
+        self.count(class, 1);
+        self.peak = self.peak.max(self.copies.count());
+        true
     }
 
     /// QEMU's walk has passed these slots without bringing a page: what is held of them has not
@@ -331,7 +367,8 @@ impl Holds {
         let origin = match self.treatment(class) {
             Some(Treatment::Standing) => Origin::Paused,
             Some(Treatment::Held) => Origin::Cooled,
-            Some(Treatment::Live) | None => Origin::Flushed,
+            Some(Treatment::Live) => Origin::Flushed,
+            None => Origin::Live,
         };
         Some((slot as usize, origin))
     }
@@ -497,9 +534,38 @@ mod tests {
         assert_eq!(arrive(&mut holds, 3, 2), Fate::Forward(Origin::Live));
         assert_eq!(arrive(&mut holds, 4, 2), Fate::Forward(Origin::Live));
         assert_eq!(holds.are_free(&[2..3, 3..50]).len(), 1);
-        let flushed = [0, 1].map(|slot| (slot, 1, Origin::Flushed));
+        let flushed = [0, 1].map(|slot| (slot, 1, Origin::Live));
         assert_eq!(sent(&mut holds), flushed);
         assert_eq!(arrive(&mut holds, 5, 1), Fate::Forward(Origin::Live));
+    }
+
+    #[test]
+    fn a_live_page_waits_for_a_full_link_and_goes_in_its_newest_content() {
+        let mut holds = holds();
+        holds.link_is_full(true);
+        assert_eq!(arrive(&mut holds, 7, 1), Fate::Waits);
+        assert_eq!(arrive(&mut holds, 7, 2), Fate::Waits);
+        assert_eq!(arrive(&mut holds, 8, 1), Fate::Waits);
+        holds.link_is_full(false);
+        // What comes now overtakes what waits.
+        assert_eq!(arrive(&mut holds, 8, 2), Fate::Forward(Origin::Live));
+        assert_eq!(sent(&mut holds), [(7, 2, Origin::Live)]);
+        assert_eq!(holds.held_pages(), 0);
+    }
+
+    #[test]
+    fn a_free_page_that_waits_already_is_kept_back() {
+        let mut holds = holds();
+        holds.link_is_full(true);
+        for slot in 0..3 {
+            assert_eq!(arrive(&mut holds, slot, 1), Fate::Waits);
+        }
+        holds.may_be_free(1..3);
+        assert_eq!(sent(&mut holds), [(0, 1, Origin::Live)]);
+        holds.link_is_full(false);
+        holds.ask_again();
+        assert_eq!(holds.are_free(&[2..3]), [2]);
+        assert_eq!(sent(&mut holds), [(1, 1, Origin::Live)]);
     }
 
     #[test]

@@ -6,8 +6,8 @@ use guest_proto::{Answer, Request, Tier};
 use super::member::{self, Member, State};
 use super::talk::{Pages, Told};
 use super::{
-    CANDIDATES_MAX, Course, FreePages, Job, Pilot, PilotAction, PilotNews, Protocol, RENEW_EVERY,
-    SWEEPS, Spared, Step, stages,
+    ALL_PROBES_MIN, CANDIDATES_MAX, Course, FreePages, Job, Pilot, PilotAction, PilotNews,
+    Protocol, RENEW_EVERY, SWEEPS, Step,
 };
 use crate::{Source, Treatment};
 
@@ -38,7 +38,7 @@ impl Pilot {
                 self.free = FreePages::Settled;
                 source.none_is_free();
                 if self.step == Step::FreePages {
-                    self.step = Step::Watch;
+                    self.after_free_pages();
                 }
             }
             Request::Freeze { .. } => {
@@ -93,11 +93,12 @@ impl Pilot {
             Told::Pages(pages) => self.told_pages(&pages, source),
             Told::Watching => self.step = Step::Arm,
             Told::Armed => {
-                self.armed_at = self.view.now;
+                let seen = self.view.now + ALL_PROBES_MIN;
+                self.seen_enough_at = self.seen_enough_at.max(seen);
                 self.step = Step::Report;
             }
             Told::Report(processes, summary) => {
-                self.step = Step::Written;
+                self.step = Step::FreePages;
                 for member in &mut self.members {
                     let record = processes.iter().find(|record| record.id == member.id);
                     member.pause_limit = record.and_then(member::pause_limit);
@@ -135,7 +136,10 @@ impl Pilot {
                     self.members.push(Member::new(id, group, pages.count()));
                 }
                 if self.unasked.is_empty() {
-                    self.step = Step::FreePages;
+                    self.step = match self.members.is_empty() {
+                        true => Step::FreePages,
+                        false => Step::Watch,
+                    };
                 }
             }
             Step::FreePages => {
@@ -143,10 +147,7 @@ impl Pilot {
                 let news = PilotNews::DeclaredFree(pages.count());
                 self.actions.push_back(PilotAction::Tell(news));
                 self.free = FreePages::Declared;
-                self.step = match self.members.is_empty() {
-                    true => Step::Open,
-                    false => Step::Watch,
-                };
+                self.after_free_pages();
             }
             Step::Written => self.told_written(pages, source),
             _ => {
@@ -158,7 +159,16 @@ impl Pilot {
         }
     }
 
-    /// Who writes how much: the stages follow from it.
+    /// Where anybody's memory is held, who writes how much is of interest.
+    fn after_free_pages(&mut self) {
+        let holds = self.members.iter().any(|m| m.state == State::Held);
+        self.step = match holds {
+            true => Step::Written,
+            false => Step::Open,
+        };
+    }
+
+    /// Who writes how much: who is frozen when follows from it.
     fn told_written(&mut self, pages: &Pages, source: &mut Source) {
         self.step = Step::Open;
         let passed = self.view.now.saturating_sub(self.watched_from);
@@ -184,19 +194,10 @@ impl Pilot {
                 limit: member.limit(self.settings.max_pause),
             });
         }
-        let plan = stages(&jobs, self.link());
-        self.actions
-            .push_back(PilotAction::Tell(PilotNews::Writing(jobs)));
-        let of = |wanted: fn(&Spared) -> bool| {
-            let spared = plan.spared.iter().filter(|(_, why)| wanted(why));
-            spared.map(|(job, _)| job.id).collect::<Vec<_>>()
-        };
-        let quiet = of(|why| *why == Spared::Quiet);
-        let long = of(|why| matches!(why, Spared::TooLong(_)));
-        self.release(&quiet, "they write little", source);
-        let why = "they would stand for longer than they may";
-        self.release(&long, why, source);
-        self.stages = plan.stages.into();
+        let news = PilotNews::Writing(jobs.clone());
+        self.actions.push_back(PilotAction::Tell(news));
+        self.jobs = jobs;
+        self.estimate_at = self.seen_enough_at;
     }
 
     fn told_frozen(

@@ -1,9 +1,9 @@
 //! The pilot: whose memory is kept back, who is frozen when, and when QEMU may complete.
 //!
 //! ```text
-//! agent:   survey, owners, free pages │ watch, arm, report, written │ freeze │ renew …
-//! memory:  (not read yet)             │ first walk, hot pages held  │ one circle │ settling │ free
-//! QEMU:    downtime limit of 1 ms, so that it cannot complete ──────────────────► the user's
+//! agent:   survey, owners  │ watch, arm, report, free pages, written │ freeze │ renew …
+//! memory:  (not read yet)  │ first walk, hot pages held              │ one circle │ settling │ free
+//! QEMU:    downtime limit of 1 ms, so that it cannot complete ──────────────────────► the user's
 //! ```
 //!
 //! A pure state machine beside [`Source`]: the agent's answers, QEMU's synchronisations and the
@@ -49,10 +49,19 @@ const LEASE: Duration = Duration::from_secs(5);
 const RENEW_EVERY: Duration = Duration::from_millis(1500);
 /// Who does not come to a stand within this runs on.
 const FREEZE_LIMIT: Duration = Duration::from_millis(1500);
-/// Nobody is frozen before flows have been followed for so long.
+/// Nobody is frozen before flows have been followed for so long, the time in which probes were
+/// attached included,
 const WINDOW_MIN: Duration = Duration::from_secs(1);
+/// nor before all probes have been at work for so long.
+const ALL_PROBES_MIN: Duration = Duration::from_millis(300);
+/// While so much of what is due is still to be sent, QEMU is not read any more: what is dirtied
+/// meanwhile comes when the link has time for it, and QEMU cannot complete.
+const ALMOST_SENT: Duration = Duration::from_millis(50);
 /// About what a relay reads of pages that are held, in bytes a second.
 const READ_RATE: u64 = 500_000_000;
+/// So much live memory is read while the link is full, so that it has something to carry when
+/// QEMU comes to memory that is held.
+const READ_AHEAD: u64 = 128 << 20;
 /// Processes are frozen when the first walk is about to end: so long before.
 const LEAD: Duration = Duration::from_millis(400);
 /// Time between two estimates of what is left of the walk.
@@ -79,10 +88,10 @@ enum Step {
     Hello,
     Survey,
     Owners,
-    FreePages,
     Watch,
     Arm,
     Report,
+    FreePages,
     Written,
     /// All is known that can be asked beforehand.
     Open,
@@ -131,7 +140,10 @@ pub struct Pilot {
     /// Whose owners are to be asked for.
     unasked: VecDeque<ProcessId>,
     watched_from: Duration,
-    armed_at: Duration,
+    /// From when on somebody may be frozen.
+    seen_enough_at: Duration,
+    /// Who writes how much, until it is decided who is frozen when.
+    jobs: Vec<Job>,
     /// Still to be frozen.
     stages: VecDeque<Vec<Job>>,
     thaw: bool,
@@ -168,7 +180,8 @@ impl Pilot {
             members: Vec::new(),
             unasked: VecDeque::new(),
             watched_from: Duration::ZERO,
-            armed_at: Duration::ZERO,
+            seen_enough_at: Duration::ZERO,
+            jobs: Vec::new(),
             stages: VecDeque::new(),
             thaw: false,
             look_at: Duration::ZERO,
@@ -233,7 +246,7 @@ impl Pilot {
         if self.view.stopped {
             return true;
         }
-        if self.step <= Step::Owners {
+        if !self.reads_memory() {
             return false;
         }
         if source.position().walk < 2 {
@@ -241,7 +254,16 @@ impl Pilot {
         }
         let undecided = self.step < Step::Open || self.course == Course::Freezing;
         let asked_again = matches!(&self.hearing, Some((hearing, _)) if matches!(hearing.asked(), Request::FreePages));
-        source.due_bytes() == 0 && !undecided && !asked_again
+        time_for(source.due_bytes(), self.link()) <= ALMOST_SENT && !undecided && !asked_again
+    }
+
+    /// Whether QEMU's stream may be read even while the link is full.
+    pub fn reads_ahead(&self, source: &Source) -> bool {
+        let keeps = self
+            .members
+            .iter()
+            .any(|member| member.state != State::Live);
+        keeps && source.position().walk == 1 && source.due_bytes() < READ_AHEAD
     }
 
     /// When to come back at the latest.
@@ -256,11 +278,10 @@ impl Pilot {
             (self.has_window() && self.step == Step::Open && self.hearing.is_none())
                 .then_some(self.look_at),
             self.frozen().next().map(|_| self.renew_at),
-            (self.course == Course::Waiting && self.step == Step::Open).then_some(self.estimate_at),
+            self.estimates().then_some(self.estimate_at),
             (self.step == Step::Written && self.hearing.is_none())
                 .then_some(self.watched_from + SAMPLE),
-            (self.step <= Step::FreePages)
-                .then_some(self.begun.unwrap_or_default() + FIRST_ANSWERS_LIMIT),
+            (!self.reads_memory()).then_some(self.begun.unwrap_or_default() + FIRST_ANSWERS_LIMIT),
         ];
         next.into_iter().flatten().min()
     }
@@ -279,7 +300,7 @@ impl Pilot {
             let why = format!("the agent has been silent for {seconds} s");
             return self.agent_lost(&why, source);
         }
-        if self.step <= Step::FreePages && view.now >= begun + FIRST_ANSWERS_LIMIT {
+        if !self.reads_memory() && view.now >= begun + FIRST_ANSWERS_LIMIT {
             return self.agent_lost("the agent answers too slowly to be of use", source);
         }
         self.keep_to_the_limits(source);
@@ -393,12 +414,12 @@ impl Pilot {
     fn follow(&mut self, source: &mut Source) {
         match self.course {
             Course::Waiting if self.step == Step::Open => {
-                if !self.stages.is_empty() {
-                    let seen = self.view.now >= self.armed_at + WINDOW_MIN;
-                    if seen && self.near_the_end(source) {
-                        self.course = Course::Freezing;
+                if !self.jobs.is_empty() {
+                    if self.near_the_end(source) {
+                        self.plan_stages(source);
+                        self.next_stage_or_settle();
                     }
-                } else if self.free != FreePages::Declared {
+                } else if self.free != FreePages::Declared && source.due_bytes() == 0 {
                     self.set_free();
                 }
             }
@@ -417,6 +438,24 @@ impl Pilot {
         }
     }
 
+    /// Who is frozen when, by what the link carries now that it is known.
+    fn plan_stages(&mut self, source: &mut Source) {
+        let jobs = std::mem::take(&mut self.jobs);
+        let plan = stages(&jobs, self.link());
+        for (job, why) in plan.spared {
+            let why = match why {
+                Spared::Quiet => "it writes little".to_owned(),
+                Spared::TooLong(pause) => format!(
+                    "it would stand for {:.1} s, and may for {:.1} s",
+                    pause.as_secs_f64(),
+                    job.limit.as_secs_f64()
+                ),
+            };
+            self.release(&[job.id], &why, source);
+        }
+        self.stages = plan.stages.into();
+    }
+
     fn next_stage_or_settle(&mut self) {
         self.course = if !self.stages.is_empty() {
             Course::Freezing
@@ -427,18 +466,25 @@ impl Pilot {
         };
     }
 
+    /// Whether the end of the first walk is awaited.
+    fn estimates(&self) -> bool {
+        let awaited = !self.jobs.is_empty() || self.free == FreePages::Declared;
+        self.course == Course::Waiting && self.step == Step::Open && awaited
+    }
+
     /// The first walk ends within the lead, or has ended. Where much is still to be held, the
     /// link would soon have nothing to carry: then the time is near, too.
     fn near_the_end(&mut self, source: &Source) -> bool {
-        if source.position().walk >= 2 {
-            return true;
-        }
         if self.view.now < self.estimate_at {
             return false;
         }
         self.estimate_at = self.view.now + ESTIMATE_EVERY;
+        if source.position().walk >= 2 {
+            return true;
+        }
         let left = source.left_of_first_walk();
-        time_for(left.live, self.link()) <= LEAD + time_for(left.held, READ_RATE)
+        let live = left.live + source.due_bytes();
+        time_for(live, self.link()) <= LEAD + time_for(left.held, READ_RATE)
     }
 
     fn set_free(&mut self) {
@@ -465,17 +511,20 @@ impl Pilot {
             Step::Owners => self.unasked.front().map(|id| Request::Owners {
                 processes: vec![*id],
             }),
-            Step::FreePages => Some(Request::FreePages),
             Step::Watch => {
                 self.watched_from = now;
                 Some(Request::WatchWrites {
                     processes: self.members.iter().map(|member| member.id).collect(),
                 })
             }
-            Step::Arm => Some(Request::Arm {
-                rules: self.settings.rules.clone(),
-            }),
+            Step::Arm => {
+                self.seen_enough_at = now + WINDOW_MIN;
+                Some(Request::Arm {
+                    rules: self.settings.rules.clone(),
+                })
+            }
             Step::Report => Some(Request::Report),
+            Step::FreePages => Some(Request::FreePages),
             Step::Written => (now >= self.watched_from + SAMPLE).then_some(Request::Written),
             Step::Open => self.next_in_the_open(source),
             Step::Gone => None,
@@ -499,7 +548,7 @@ impl Pilot {
             });
         }
         let stands = self.frozen().next().is_some();
-        let read = stands || (self.course == Course::Waiting && self.near_the_end(source));
+        let read = stands || (self.estimates() && self.near_the_end(source));
         if self.free == FreePages::Declared && read {
             source.ask_again();
             return Some(Request::FreePages);
@@ -529,6 +578,7 @@ impl Pilot {
                 released.push(member.id);
             }
         }
+        self.jobs.retain(|job| !who.contains(&job.id));
         for stage in &mut self.stages {
             stage.retain(|job| !who.contains(&job.id));
         }
@@ -545,6 +595,7 @@ impl Pilot {
             source.treat(member.group, Treatment::Live);
         }
         self.unasked.clear();
+        self.jobs.clear();
         self.stages.clear();
     }
 

@@ -106,6 +106,11 @@ impl Source {
         self.with_holds(Holds::none_is_free);
     }
 
+    /// Whether the link is full. If events come nevertheless, what they bring waits here.
+    pub fn link_is_full(&mut self, full: bool) {
+        self.with_holds(|holds| holds.link_is_full(full));
+    }
+
     /// Bytes that are held, those that are due included.
     pub fn held_bytes(&self) -> u64 {
         self.page_bytes(self.memory.as_ref().map_or(0, |m| m.holds.held_pages()))

@@ -85,6 +85,10 @@ impl Memory {
         self.position.slot = slot + 1;
         match self.holds.arrive(slot, content, self.position.walk == 1) {
             Fate::Held => return Ok(()),
+            Fate::Waits => {
+                stats.live_pages += 1;
+                return Ok(());
+            }
             Fate::Forward(Origin::Paused) => stats.pages_paused += u64::from(content.is_some()),
             Fate::Forward(_) => stats.live_pages += u64::from(content.is_some()),
         }
