@@ -83,15 +83,15 @@ impl Memory {
             self.step(slot, stats, out);
         }
         self.position.slot = slot + 1;
-        match self.holds.arrive(slot, content, self.position.walk == 1) {
+        let paused = match self.holds.arrive(slot, content, self.position.walk == 1) {
             Fate::Held => return Ok(()),
             Fate::Waits => {
                 stats.live_pages += 1;
                 return Ok(());
             }
-            Fate::Forward(Origin::Paused) => stats.pages_paused += u64::from(content.is_some()),
-            Fate::Forward(_) => stats.live_pages += u64::from(content.is_some()),
-        }
+            Fate::Forward(origin) => origin == Origin::Paused,
+        };
+        stats.live_pages += u64::from(content.is_some() && !paused);
         let Some(content) = content else {
             if self.table.put_zero_at(slot) == Change::Same {
                 stats.pages_dropped += 1;
@@ -106,6 +106,7 @@ impl Memory {
         } else {
             self.batch.page(block.0, index, content, out);
             stats.pages_sent += 1;
+            stats.pages_paused += u64::from(paused);
         }
         Ok(())
     }
