@@ -104,6 +104,11 @@ pub struct SendArgs {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub left_behind: Option<PathBuf>,
 
+    /// Writes a report for people to read in a browser, however the migration ends, and the same
+    /// as data beside it, with the ending .json.
+    #[arg(long, value_name = "FILE.html", value_hint = ValueHint::FilePath)]
+    pub report: Option<PathBuf>,
+
     /// Runs a shell command when the destination is ready and the VM is stopped, just before the
     /// commit; if it fails, the VM resumes here. Its run time is downtime.
     #[arg(long, value_name = "COMMAND")]

@@ -69,7 +69,7 @@ impl Report for Human {
             Event::Listening { address } => self.say(&format!("listening on {address}")),
             Event::Connected { peer, .. } => self.say(&format!("connected with {peer}")),
             Event::Note { text } => self.say(&format!("note: {text}")),
-            Event::Phase { .. } | Event::Pass { .. } => {}
+            Event::Phase { .. } | Event::Pass { .. } | Event::Writing { .. } => {}
             Event::Progress(progress) => self.progress(progress),
             Event::Classified {
                 processes,
@@ -123,6 +123,9 @@ impl Report for Human {
                     eprintln!("unmoor: {vm}");
                 }
             }
+            Event::ReportWritten { html, json } => {
+                println!("report          {html} (as data: {json})");
+            }
         }
     }
 }
@@ -136,7 +139,7 @@ impl Human {
 }
 
 /// Processes in a few words.
-fn names(processes: &[Named]) -> String {
+pub(super) fn names(processes: &[Named]) -> String {
     const NAMED: usize = 4;
     let first = processes.iter().take(NAMED).map(|one| {
         let name: String = one.name.chars().filter(|c| !c.is_control()).collect();
@@ -239,6 +242,10 @@ mod tests {
             pages_sent: 1,
             pages_zero: 2,
             pages_dropped: 1234,
+            pages_free: 0,
+            pages_paused: 0,
+            pages_cooled: 0,
+            pages_flushed: 0,
             held_bytes: 0,
             rate: 117_000_000,
             remaining_bytes: Some(600_000_000),

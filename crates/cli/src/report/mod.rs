@@ -1,15 +1,25 @@
 //! What the user sees: events for programs, lines for people, from the same source.
 
+mod file;
+mod html;
 mod human;
 mod json;
+mod record;
+mod recorder;
+mod samples;
 mod units;
 
 use std::time::Instant;
+
+use guest_proto::ProcessRecord;
+use hypervisor::VmFacts;
 
 use serde::Serialize;
 
 pub(crate) use human::Human;
 pub(crate) use json::Json;
+pub(crate) use record::{Forecast, Wanted};
+pub(crate) use recorder::Recorder;
 pub(crate) use units::{bytes, count, duration_ms, rate};
 
 /// Something worth telling. The JSON form of these is a documented interface: fields are added,
@@ -37,6 +47,8 @@ pub(crate) enum Event {
         /// How long flows had been followed.
         window_ms: u64,
     },
+    /// Source: how fast processes write memory that is theirs alone.
+    Writing { processes: Vec<Writer> },
     /// Source: processes are about to be frozen.
     Freezing {
         processes: Vec<Named>,
@@ -73,6 +85,8 @@ pub(crate) enum Event {
     },
     /// It failed.
     Failed { exit: u8, error: String, vm: String },
+    /// The report has been written.
+    ReportWritten { html: String, json: String },
 }
 
 /// A process.
@@ -81,6 +95,16 @@ pub(crate) struct Named {
     pub pid: u32,
     /// Its name, as the guest's kernel has it.
     pub name: String,
+}
+
+/// A process that writes memory.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Writer {
+    #[serde(flatten)]
+    pub process: Named,
+    /// What it keeps writing.
+    pub hot_bytes: u64,
+    pub bytes_per_s: u64,
 }
 
 /// A process that was frozen for the migration.
@@ -108,6 +132,14 @@ pub(crate) struct Progress {
     pub pages_zero: u64,
     /// Pages not sent since the destination has them.
     pub pages_dropped: u64,
+    /// Pages not sent since the guest declared them free.
+    pub pages_free: u64,
+    /// Of the pages sent, those of frozen processes.
+    pub pages_paused: u64,
+    /// Of the pages sent, those that were held until they had not changed for a pass.
+    pub pages_cooled: u64,
+    /// Of the pages sent, those that were held and had to go.
+    pub pages_flushed: u64,
     /// Bytes of pages that are held.
     pub held_bytes: u64,
     /// Bytes a second on the link, smoothed.
@@ -165,10 +197,51 @@ pub(crate) struct Summary {
     pub relay_memory_bytes: Option<u64>,
 }
 
+/// Where a migration stands at one moment; counters from its start on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Sample {
+    /// Milliseconds since the command began; whoever keeps samples sets it.
+    pub t_ms: u64,
+    pub pass: u64,
+    pub wire_bytes: u64,
+    /// Bytes of pages that were sent with their content, by why they were sent when they were.
+    pub live_bytes: u64,
+    pub paused_bytes: u64,
+    pub cooled_bytes: u64,
+    pub flushed_bytes: u64,
+    pub held_bytes: u64,
+    /// How fast the VM writes memory, as QEMU has counted over its last pass.
+    pub dirty_bytes_per_s: Option<u64>,
+    /// What the link carries while something waits for it.
+    pub link_bytes_per_s: Option<u64>,
+}
+
+/// What only a written report needs: too much, or too often, for a line.
+#[derive(Debug)]
+pub(crate) enum Detail<'a> {
+    /// The VM to be moved.
+    Vm(&'a VmFacts),
+    /// The QEMU that waits for it.
+    Destination(&'a VmFacts),
+    /// What was predicted.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "told once something predicts a migration")
+    )]
+    Forecast(Forecast),
+    /// What every process is, and why.
+    Processes(&'a [ProcessRecord]),
+    /// Where it stands.
+    Sample(Sample),
+}
+
 /// Where events go.
 pub(crate) trait Report {
     /// Tells one event.
     fn tell(&mut self, event: &Event);
+
+    /// Tells a detail, for whoever keeps such.
+    fn detail(&mut self, _detail: &Detail<'_>) {}
 }
 
 /// The reporter that the options ask for.

@@ -3,19 +3,21 @@
 mod hook;
 mod meter;
 mod outcome;
+mod sample;
 mod session;
 mod settle;
 mod steer;
 
 use std::fmt;
 
+use clap::ValueEnum;
 use hypervisor::{Report as Findings, Vm, check_source};
 use migrate::{KeepBack, MappedRam, Source};
 
 use crate::args::SendArgs;
 use crate::exit::Exit;
 use crate::net::{self, ConnectError, Trust};
-use crate::report::{Event, Report, reporter};
+use crate::report::{Detail, Event, Recorder, Report, Wanted, reporter};
 use crate::signals::Signals;
 use crate::{QMP_CONNECT_LIMIT, random};
 use session::Session;
@@ -69,17 +71,41 @@ impl From<ConnectError> for Failure {
 /// Runs the command.
 pub(crate) fn run(args: &SendArgs) -> Exit {
     let mut report = reporter(args.output.json, args.output.quiet);
-    let session = prepare(args, report.as_mut());
-    match session {
+    if let Some(path) = &args.report {
+        // Before anything else: a report that cannot be written must not come up afterwards.
+        report = match Recorder::begin(path, wanted(args), report) {
+            Ok(recorder) => Box::new(recorder),
+            Err((why, mut report)) => return untouched(report.as_mut(), &Failure::Refused(why)),
+        };
+    }
+    match prepare(args, report.as_mut()) {
         Ok(session) => session.run(),
-        Err(failure) => {
-            report.tell(&Event::Failed {
-                exit: failure.exit() as u8,
-                error: failure.to_string(),
-                vm: "the VM was not touched".into(),
-            });
-            failure.exit()
-        }
+        Err(failure) => untouched(report.as_mut(), &failure),
+    }
+}
+
+fn untouched(report: &mut dyn Report, failure: &Failure) -> Exit {
+    report.tell(&Event::Failed {
+        exit: failure.exit() as u8,
+        error: failure.to_string(),
+        vm: "the VM was not touched".into(),
+    });
+    failure.exit()
+}
+
+/// What the user has asked for, as the report tells it.
+fn wanted(args: &SendArgs) -> Wanted {
+    let word = |value: Option<clap::builder::PossibleValue>| {
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    };
+    Wanted {
+        to: args.to.clone(),
+        agent: args.agent.is_some(),
+        protocol: word(args.protocol.to_possible_value()),
+        on_stall: word(args.on_stall.to_possible_value()),
+        downtime_limit_ms: args.downtime_limit.as_secs_f64() * 1000.0,
+        max_pause_ms: args.max_pause.as_secs_f64() * 1000.0,
+        bandwidth: args.bandwidth,
     }
 }
 
@@ -92,6 +118,7 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
     let findings = check_source(&mut vm).map_err(|error| failed(&error))?;
     tell_findings(&findings, report)?;
     let facts = vm.facts().map_err(|error| failed(&error))?;
+    report.detail(&Detail::Vm(&facts));
     let ram = match &args.agent {
         Some(_) => guest_memory(&mut vm).map_err(|error| failed(&error))?,
         None => Vec::new(),

@@ -21,6 +21,7 @@ impl Session<'_> {
         if let Some(guardian) = self.guardian.take() {
             guardian.done();
         }
+        self.tell_sample();
         let stats = self.engine.stats();
         let frozen = self.paused(started);
         let pauses = frozen.iter().filter_map(|one| one.pause_ms);
@@ -129,6 +130,7 @@ impl Session<'_> {
         if let (Some(guardian), true) = (self.guardian.take(), exit != Exit::NeedsHelp) {
             guardian.done();
         }
+        self.tell_sample();
         self.report.tell(&Event::Failed {
             exit: exit as u8,
             error: failure.to_string(),
@@ -155,6 +157,7 @@ impl Session<'_> {
         if let Some(guardian) = self.guardian.take() {
             guardian.done();
         }
+        self.tell_sample();
         self.report.tell(&Event::Failed {
             exit: Exit::InDoubt as u8,
             error: why.to_owned(),

@@ -24,7 +24,7 @@ use crate::guardian::{Guardian, Watch};
 use crate::net::{Link, Trust};
 use crate::pace::Pace;
 use crate::poll::wait;
-use crate::report::{Event, Progress, Report, session_name};
+use crate::report::{Detail, Event, Progress, Report, session_name};
 use crate::signals::Signals;
 
 /// Bytes waiting for the link beyond which nothing more is read from QEMU. Small: what waits
@@ -32,6 +32,8 @@ use crate::signals::Signals;
 pub(super) const WAITING_MAX: usize = 512 << 10;
 /// Time between two progress reports.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// Time between two samples for a written report.
+const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 /// Longest wait for the peer to take our last words.
 pub(super) const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 /// Longest wait for the destination to say that it has thawed what was frozen. The VM runs there
@@ -67,7 +69,7 @@ pub(crate) struct Session<'a> {
     pace: Option<Pace>,
     pub(super) times: Times,
     pub(super) meters: Meters,
-    query: Query,
+    pub(super) query: Query,
 }
 
 /// QEMU's stream as it comes out.
@@ -87,6 +89,7 @@ pub(super) struct Times {
     pub(super) stopped: Option<Duration>,
     pub(super) committed: Option<Duration>,
     next_report: Instant,
+    next_sample: Instant,
 }
 
 /// Counters and rates.
@@ -99,9 +102,9 @@ pub(super) struct Meters {
 
 /// The poll of `query-migrate`: asked without waiting, since QEMU does not answer while the last
 /// memory is written.
-struct Query {
+pub(super) struct Query {
     pending: Option<hypervisor::Id>,
-    info: Option<MigrationInfo>,
+    pub(super) info: Option<MigrationInfo>,
 }
 
 /// What one turn of the loop found.
@@ -154,6 +157,7 @@ impl<'a> Session<'a> {
                 stopped: None,
                 committed: None,
                 next_report: now,
+                next_sample: now,
             },
             meters: Meters {
                 wire_bytes: 0,
@@ -242,6 +246,7 @@ impl<'a> Session<'a> {
             ))
         })?;
         tell_findings(&compare(&self.facts, &theirs), self.report)?;
+        self.report.detail(&Detail::Destination(&theirs));
         self.destination_qemu = theirs.qemu_version.to_string();
         self.was_running = self.vm.status().map_err(|e| failed(&e))? == RunState::Running;
 
@@ -396,7 +401,11 @@ impl<'a> Session<'a> {
                 self.times.next_report = now + PROGRESS_EVERY;
                 self.progress(now)?;
             }
-            next = next.min(self.times.next_report);
+            if now >= self.times.next_sample {
+                self.times.next_sample = now + SAMPLE_EVERY;
+                self.tell_sample();
+            }
+            next = next.min(self.times.next_report).min(self.times.next_sample);
         }
         if let Some(at) = self.steering.deadline()
             && !committed
@@ -508,6 +517,7 @@ impl<'a> Session<'a> {
             }
             "STOP" => {
                 self.times.stopped = Some(event.timestamp);
+                self.tell_sample();
                 self.report.tell(&Event::Stopped);
             }
             "RESUME" => self.times.stopped = None,
@@ -692,6 +702,10 @@ impl<'a> Session<'a> {
             pages_sent: stats.pages_sent,
             pages_zero: stats.pages_zero,
             pages_dropped: stats.pages_dropped,
+            pages_free: stats.pages_free,
+            pages_paused: stats.pages_paused,
+            pages_cooled: stats.pages_cooled,
+            pages_flushed: stats.pages_flushed,
             held_bytes: self.engine.held_bytes(),
             rate,
             remaining_bytes: ram.map(|ram| ram.remaining),

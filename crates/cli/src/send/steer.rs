@@ -14,7 +14,7 @@ use super::meter::LinkRate;
 use super::session::{Session, WAITING_MAX, failed, wall_clock};
 use crate::agent::{AgentError, Client, Heard, Line};
 use crate::args::{ProtocolArg, SendArgs, StallArg};
-use crate::report::{Event, Named, Paused, Report};
+use crate::report::{Detail, Event, Named, Paused, Report, Writer};
 
 /// Longest wait for an agent to thaw what is frozen after a migration that failed.
 const THAW_LIMIT: Duration = Duration::from_secs(5);
@@ -26,7 +26,6 @@ pub(super) struct Steering {
     epoch: Instant,
     pub(super) link_rate: LinkRate,
     pub(super) processes: Vec<ProcessRecord>,
-    pub(super) jobs: Vec<Job>,
     /// When the freezing of a process was asked for, on the wall clock.
     asked_to_freeze: HashMap<ProcessId, Duration>,
     /// Pages that the guest declared free when the migration began.
@@ -81,7 +80,6 @@ impl Steering {
             epoch: Instant::now(),
             link_rate: LinkRate::default(),
             processes: Vec::new(),
-            jobs: Vec::new(),
             asked_to_freeze: HashMap::new(),
             free_at_start: None,
             agent_time: None,
@@ -257,6 +255,7 @@ impl Session<'_> {
             PilotNews::Classified(processes, summary) => {
                 self.steering.processes = processes;
                 let processes = &self.steering.processes;
+                self.report.detail(&Detail::Processes(processes));
                 let independent = processes.iter().filter(|one| may_pause(one.class)).count();
                 Event::Classified {
                     processes: processes.len(),
@@ -265,8 +264,13 @@ impl Session<'_> {
                 }
             }
             PilotNews::Writing(jobs) => {
-                self.steering.jobs = jobs;
-                return;
+                let writer = |job: &Job| Writer {
+                    process: self.steering.named(job.id),
+                    hot_bytes: job.hot_bytes,
+                    bytes_per_s: job.rate,
+                };
+                let processes = jobs.iter().map(writer).collect();
+                Event::Writing { processes }
             }
             PilotNews::Freezing(who, expected) => {
                 let now = wall_clock().unwrap_or_default();

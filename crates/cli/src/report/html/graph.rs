@@ -1,0 +1,178 @@
+//! Who depends on the outside: a drawing, and a table with the reasons.
+
+use std::fmt::Write;
+
+use super::axis::number;
+use super::escape::{Escaped, cut, listed};
+use super::figure;
+use super::layout::{Column, Layout, Place};
+use crate::report::record::{Process, Record};
+use crate::report::{bytes, count};
+
+const BOX: (f64, f64) = (214.0, 40.0);
+const GAP: (f64, f64) = (54.0, 10.0);
+const TOP: f64 = 30.0;
+/// Characters that fit a box.
+const TITLE_MAX: usize = 25;
+const DETAIL_MAX: usize = 34;
+/// Rows of the table that are there at once; the rest is folded.
+const ROWS_MAX: usize = 60;
+
+/// The section; nothing where no agent told anything.
+pub(super) fn section(record: &Record, page: &mut String) {
+    if record.processes.is_empty() {
+        return;
+    }
+    page.push_str("<section id=\"dependencies\"><h2>Who depends on the outside, and why</h2>");
+    let window = match record.window_ms {
+        Some(ms) => format!(" during {}", super::axis::seconds(ms)),
+        None => String::new(),
+    };
+    let _ = write!(
+        page,
+        "<p>A process that exchanges data with the world outside the VM, or with a process that does, stays live: somebody could notice if it stood. An arrow leads from each process to the one through which it is connected, as seen{window} at the migration's beginning.</p>"
+    );
+    let hubs: Vec<String> = record
+        .processes
+        .iter()
+        .filter(|process| process.class == "sink")
+        .map(|process| format!("<bdi>{}</bdi>", Escaped(&process.name)))
+        .collect();
+    let mut caption = "Processes of one name and one reason share a box, and so do the many small ones; the table has them all.".to_owned();
+    if !hubs.is_empty() {
+        let (shown, more) = hubs.split_at(hubs.len().min(12));
+        let mut shown = shown.to_vec();
+        if !more.is_empty() {
+            shown.push(format!("{} more", more.len()));
+        }
+        let _ = write!(
+            caption,
+            " Live, but passing dependency on to nobody (hubs that everybody talks to): {}.",
+            listed(&shown)
+        );
+    }
+    figure(page, "graph", &drawing(&Layout::of(record)), &caption);
+    tables(record, page);
+    page.push_str("</section>");
+}
+
+fn drawing(layout: &Layout) -> String {
+    let tallest = layout.columns.iter().map(|column| column.nodes.len()).max();
+    let rows = number(tallest.unwrap_or(0) as u64);
+    let columns = number(layout.columns.len() as u64);
+    let width = columns * (BOX.0 + GAP.0) - GAP.0 + 4.0;
+    let body = rows * (BOX.1 + GAP.1);
+    let height = TOP + body + 4.0;
+    let mut svg = format!(
+        r#"<svg class="natural" viewBox="0 0 {width:.0} {height:.0}" width="{width:.0}" role="img" aria-label="Which processes are connected with the outside, and through which others"><defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>"#
+    );
+    let place = |(column, row): Place| {
+        let nodes = layout.columns[column].nodes.len() as u64;
+        let above = (body - number(nodes) * (BOX.1 + GAP.1)) / 2.0;
+        let x = 2.0 + number(column as u64) * (BOX.0 + GAP.0);
+        (x, TOP + above + number(row as u64) * (BOX.1 + GAP.1))
+    };
+    for (from, to) in &layout.arrows {
+        let ((x, y), (end_x, end_y)) = (place(*from), place(*to));
+        let (y, end_x, end_y) = (y + BOX.1 / 2.0, end_x + BOX.0 + 2.0, end_y + BOX.1 / 2.0);
+        let (out, back) = (x - GAP.0 * 0.6, end_x + GAP.0 * 0.6);
+        let _ = write!(
+            svg,
+            r#"<path class="arrow" marker-end="url(#tip)" d="M{x:.1} {y:.1}C{out:.1} {y:.1} {back:.1} {end_y:.1} {end_x:.1} {end_y:.1}"/>"#
+        );
+    }
+    for (at, column) in layout.columns.iter().enumerate() {
+        boxes(column, |row| place((at, row)), &mut svg);
+    }
+    svg.push_str("</svg>");
+    svg
+}
+
+fn boxes(column: &Column, place: impl Fn(usize) -> (f64, f64), svg: &mut String) {
+    let (x, _) = place(0);
+    let middle = x + BOX.0 / 2.0;
+    let _ = write!(
+        svg,
+        r#"<text class="heading" x="{middle:.1}" y="14" text-anchor="middle">{}</text>"#,
+        column.heading
+    );
+    for (row, node) in column.nodes.iter().enumerate() {
+        let (x, y) = place(row);
+        let (width, height) = BOX;
+        let class = column.class;
+        let paused = if node.paused { " is-paused" } else { "" };
+        let (text_x, title_y, detail_y) = (x + 14.0, y + 17.0, y + 32.0);
+        let _ = write!(
+            svg,
+            r#"<g class="node n-{class}{paused}"><title>{}</title><rect class="box" x="{x:.1}" y="{y:.1}" width="{width}" height="{height}" rx="5"/><rect class="edge" x="{x:.1}" y="{y:.1}" width="5" height="{height}" rx="2"/><text class="what" x="{text_x:.1}" y="{title_y:.1}">{}</text><text class="detail" x="{text_x:.1}" y="{detail_y:.1}">{}</text></g>"#,
+            Escaped(&node.full),
+            Escaped(&cut(&node.title, TITLE_MAX)),
+            Escaped(&cut(&node.detail, DETAIL_MAX))
+        );
+    }
+}
+
+fn tables(record: &Record, page: &mut String) {
+    let (first, rest) = record
+        .processes
+        .split_at(record.processes.len().min(ROWS_MAX));
+    table(record, first, page);
+    if !rest.is_empty() {
+        let _ = write!(
+            page,
+            "<details><summary>{} more processes</summary>",
+            count(rest.len() as u64)
+        );
+        table(record, rest, page);
+        page.push_str("</details>");
+    }
+    if record.processes_left_out > 0 {
+        let _ = write!(
+            page,
+            "<p class=\"muted\">{} processes more are not listed.</p>",
+            count(record.processes_left_out as u64)
+        );
+    }
+}
+
+fn table(record: &Record, processes: &[Process], page: &mut String) {
+    page.push_str("<div class=\"scroll\"><table class=\"processes\"><thead><tr><th>Class</th><th class=\"n\">Id</th><th>Process</th><th class=\"n\">Memory</th><th>Why</th></tr></thead><tbody>");
+    for process in processes {
+        let paused = record
+            .pauses
+            .iter()
+            .any(|pause| pause.process.pid == process.pid);
+        let _ = write!(
+            page,
+            "<tr><td><span class=\"chip k-{}\">{}</span>{}</td><td class=\"n\">{}</td><td><bdi title=\"{}\">{}</bdi></td><td class=\"n\">{}</td><td>",
+            Escaped(process.class),
+            Escaped(process.class),
+            if paused {
+                " <span class=\"chip k-paused\">paused</span>"
+            } else {
+                ""
+            },
+            process.pid,
+            Escaped(&process.command),
+            Escaped(&process.name),
+            bytes(process.anonymous_bytes)
+        );
+        match process.why.as_slice() {
+            [] if process.may_pause => {
+                page.push_str("<span class=\"muted\">no exchange with the outside was seen</span>");
+            }
+            why => {
+                for (i, step) in why.iter().enumerate() {
+                    let arrow = if i > 0 {
+                        " <span class=\"muted\">→</span> "
+                    } else {
+                        ""
+                    };
+                    let _ = write!(page, "{arrow}<bdi>{}</bdi>", Escaped(step));
+                }
+            }
+        }
+        page.push_str("</td></tr>");
+    }
+    page.push_str("</tbody></table></div>");
+}

@@ -1,0 +1,212 @@
+//! What a written report is made of. Its JSON form is a documented interface: fields are added,
+//! never renamed; docs/report.md says what each means.
+
+use std::collections::HashSet;
+
+use depgraph::Class;
+use guest_proto::{ProcessRecord, Reason};
+use hypervisor::VmFacts;
+use serde::Serialize;
+
+use super::{Named, Sample, Summary, Writer};
+use crate::agent::Words;
+
+/// Processes that a report names; of more, the nearest to the outside and the largest.
+const PROCESSES_MAX: usize = 2000;
+
+/// One migration, from its beginning to its end. Times are milliseconds since the command began.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Record {
+    /// Of this format.
+    pub version: u32,
+    pub software: String,
+    /// When the command began, in UTC.
+    pub began: String,
+    pub wanted: Wanted,
+    pub session: Option<String>,
+    pub peer: Option<String>,
+    pub vm: Option<VmFacts>,
+    pub destination: Option<VmFacts>,
+    /// When QEMU's migration began; absent if it did not.
+    pub migration_from_ms: Option<u64>,
+    pub stopped_at_ms: Option<u64>,
+    pub ended_at_ms: u64,
+    pub outcome: Option<Outcome>,
+    pub forecast: Option<Forecast>,
+    /// How long flows had been followed when processes were classified.
+    pub window_ms: Option<u64>,
+    pub pauses: Vec<Pause>,
+    /// Processes whose memory was held at first, and that were moved live.
+    pub moved_live: Vec<Spared>,
+    pub writers: Vec<Writer>,
+    pub marks: Vec<Mark>,
+    /// For which there was no room.
+    pub marks_left_out: u64,
+    pub samples: Vec<Sample>,
+    pub processes: Vec<Process>,
+    /// For which there was no room.
+    pub processes_left_out: usize,
+}
+
+/// What the user asked for.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Wanted {
+    pub to: String,
+    pub agent: bool,
+    pub protocol: String,
+    pub on_stall: String,
+    pub downtime_limit_ms: f64,
+    pub max_pause_ms: f64,
+    /// Bytes a second.
+    pub bandwidth: Option<u64>,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    /// The VM is at the destination.
+    Moved(Box<Summary>),
+    /// It is not, or that is not known: `vm` says where it is.
+    NotMoved { exit: u8, error: String, vm: String },
+}
+
+/// What was predicted before anything began.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Forecast {
+    pub total_ms: f64,
+    pub wire_bytes: u64,
+    pub downtime_ms: f64,
+    pub pauses: Vec<ForecastPause>,
+}
+
+/// Of a process that was predicted to be paused.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct ForecastPause {
+    #[serde(flatten)]
+    pub process: Named,
+    pub pause_ms: f64,
+}
+
+/// A process that was paused.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Pause {
+    #[serde(flatten)]
+    pub process: Named,
+    /// When its freezing was asked for.
+    pub from_ms: u64,
+    /// When it stood.
+    pub stood_ms: Option<u64>,
+    /// When it ran again; absent if that is not known.
+    pub until_ms: Option<u64>,
+    /// How long it was expected to last when it began.
+    pub expected_ms: f64,
+    /// What ended it.
+    pub ended: Option<String>,
+}
+
+impl Pause {
+    /// How long it lasted, if that is known.
+    pub(super) fn length_ms(&self) -> Option<u64> {
+        self.until_ms
+            .map(|until| until.saturating_sub(self.from_ms))
+    }
+}
+
+/// A process that could have been paused, and was not.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Spared {
+    #[serde(flatten)]
+    pub process: Named,
+    pub why: String,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Mark {
+    pub t_ms: u64,
+    pub kind: MarkKind,
+    /// For people.
+    pub text: String,
+}
+
+/// Kinds of what happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum MarkKind {
+    Note,
+    Classified,
+    FreePages,
+    Freeze,
+    Thaw,
+    Live,
+    Stalled,
+    Stopped,
+    Ready,
+    Committed,
+    Running,
+    Failed,
+}
+
+/// A process of the guest.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Process {
+    pub pid: u32,
+    pub name: String,
+    pub command: String,
+    pub cgroup: String,
+    /// `direct`, `indirect`, `sink`, `may-pause` or `independent`.
+    pub class: &'static str,
+    pub may_pause: bool,
+    /// Steps to a process that is in contact with the outside itself.
+    pub distance: Option<u32>,
+    /// The one nearer to the outside.
+    pub toward: Option<u32>,
+    /// The way to the outside, a step each.
+    pub why: Vec<String>,
+    pub anonymous_bytes: u64,
+}
+
+/// What the agent has told of processes, as far as there is room: those of `named` first.
+pub(super) fn processes(records: &[ProcessRecord], named: &HashSet<u32>) -> (Vec<Process>, usize) {
+    let words = Words::new(records);
+    let mut order: Vec<&ProcessRecord> = records.iter().collect();
+    order.sort_by_key(|record| {
+        let distance = match record.class {
+            Class::Dependent { distance } => distance,
+            Class::MayPause | Class::Independent => u32::MAX - 1,
+            Class::Sink => u32::MAX,
+        };
+        let memory = std::cmp::Reverse(record.anonymous_kib);
+        (!named.contains(&record.id.pid), distance, memory, record.id)
+    });
+    let left_out = order.len().saturating_sub(PROCESSES_MAX);
+    let kept = order.into_iter().take(PROCESSES_MAX);
+    (
+        kept.map(|record| process(record, &words)).collect(),
+        left_out,
+    )
+}
+
+fn process(record: &ProcessRecord, words: &Words<'_>) -> Process {
+    let distance = match record.class {
+        Class::Dependent { distance } => Some(distance),
+        _ => None,
+    };
+    let toward = match &record.reason {
+        Reason::Flow { toward, .. } => Some(toward.pid),
+        _ => None,
+    };
+    Process {
+        pid: record.id.pid,
+        name: record.name.clone(),
+        command: record.command.clone(),
+        cgroup: record.cgroup.clone(),
+        class: Words::class(record.class),
+        may_pause: !record.class.stays_live(),
+        distance,
+        toward,
+        why: words.chain(record),
+        anonymous_bytes: record.anonymous_kib.saturating_mul(1024),
+    }
+}
