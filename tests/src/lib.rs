@@ -1,5 +1,7 @@
 //! What the end-to-end tests, the demo and the benchmark share: a pair of VMs and a workload.
 
+pub mod browser;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
