@@ -1,10 +1,8 @@
 //! What a written report is made of. Its JSON form is a documented interface: fields are added,
 //! never renamed; docs/report.md says what each means.
 
-use std::collections::HashSet;
-
 use depgraph::Class;
-use guest_proto::{ProcessRecord, Reason};
+use guest_proto::{ProcessRecord, Reason, shortened};
 use hypervisor::VmFacts;
 use serde::Serialize;
 
@@ -13,6 +11,12 @@ use crate::agent::Words;
 
 /// Processes that a report names; of more, the nearest to the outside and the largest.
 const PROCESSES_MAX: usize = 2000;
+/// Of those, the largest that may be paused: more than are looked at for it.
+const LARGEST: usize = 64;
+/// Longest text of a guest, in bytes.
+const TEXT_MAX: usize = 200;
+/// Longest way to the outside that is told in full.
+const STEPS_MAX: usize = 16;
 
 /// One migration, from its beginning to its end. Times are milliseconds since the command began.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -167,25 +171,30 @@ pub(crate) struct Process {
     pub anonymous_bytes: u64,
 }
 
-/// What the agent has told of processes, as far as there is room: those of `named` first.
-pub(super) fn processes(records: &[ProcessRecord], named: &HashSet<u32>) -> (Vec<Process>, usize) {
+/// What the agent has told of processes, as far as there is room: first those that may be paused
+/// and have most memory, then those nearest to the outside. A guest may tell much, and long texts.
+pub(super) fn processes(records: &[ProcessRecord]) -> (Vec<Process>, usize) {
     let words = Words::new(records);
     let mut order: Vec<&ProcessRecord> = records.iter().collect();
     order.sort_by_key(|record| {
+        let memory = std::cmp::Reverse(record.anonymous_kib);
+        (record.class.stays_live(), memory, record.id)
+    });
+    let pausable = order.iter().take_while(|one| !one.class.stays_live());
+    let first = pausable.count().min(LARGEST);
+    order[first..].sort_by_key(|record| {
         let distance = match record.class {
             Class::Dependent { distance } => distance,
             Class::MayPause | Class::Independent => u32::MAX - 1,
             Class::Sink => u32::MAX,
         };
         let memory = std::cmp::Reverse(record.anonymous_kib);
-        (!named.contains(&record.id.pid), distance, memory, record.id)
+        (distance, memory, record.id)
     });
     let left_out = order.len().saturating_sub(PROCESSES_MAX);
     let kept = order.into_iter().take(PROCESSES_MAX);
-    (
-        kept.map(|record| process(record, &words)).collect(),
-        left_out,
-    )
+    let kept = kept.map(|record| process(record, &words));
+    (kept.collect(), left_out)
 }
 
 fn process(record: &ProcessRecord, words: &Words<'_>) -> Process {
@@ -199,14 +208,58 @@ fn process(record: &ProcessRecord, words: &Words<'_>) -> Process {
     };
     Process {
         pid: record.id.pid,
-        name: record.name.clone(),
-        command: record.command.clone(),
-        cgroup: record.cgroup.clone(),
+        name: shortened(&record.name, TEXT_MAX),
+        command: shortened(&record.command, TEXT_MAX),
+        cgroup: shortened(&record.cgroup, TEXT_MAX),
         class: Words::class(record.class),
         may_pause: !record.class.stays_live(),
         distance,
         toward,
-        why: words.chain(record),
+        why: chain(words, record),
         anonymous_bytes: record.anonymous_kib.saturating_mul(1024),
+    }
+}
+
+fn chain(words: &Words<'_>, record: &ProcessRecord) -> Vec<String> {
+    let steps = words.chain(record);
+    let more = steps.len().saturating_sub(STEPS_MAX);
+    let mut told: Vec<String> = steps
+        .iter()
+        .take(STEPS_MAX)
+        .map(|step| shortened(step, TEXT_MAX))
+        .collect();
+    if more > 0 {
+        told.push(format!("{more} more steps"));
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use depgraph::ProcessId;
+
+    use super::*;
+
+    #[test]
+    fn a_guest_with_more_than_there_is_room_for_keeps_what_matters() {
+        let record = |pid, class, anonymous_kib| ProcessRecord {
+            id: ProcessId { pid, start: 1 },
+            parent: 1,
+            name: "n".repeat(60_000),
+            command: String::new(),
+            cgroup: String::new(),
+            class,
+            reason: Reason::None,
+            anonymous_kib,
+        };
+        let near = Class::Dependent { distance: 1 };
+        let mut records: Vec<_> = (1..5000).map(|pid| record(pid, near, 10)).collect();
+        records.push(record(7000, Class::Independent, 1 << 20));
+        records.push(record(7001, Class::Dependent { distance: 0 }, 1));
+        let (processes, left_out) = processes(&records);
+        assert_eq!(processes.len(), PROCESSES_MAX);
+        assert_eq!(left_out, 5001 - PROCESSES_MAX);
+        assert_eq!((processes[0].pid, processes[1].pid), (7000, 7001));
+        assert!(processes.iter().all(|one| one.name.len() <= TEXT_MAX));
     }
 }

@@ -1,10 +1,7 @@
 //! Keeps what happens, for the report that is written at the end.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Instant, SystemTime};
-
-use guest_proto::ProcessRecord;
 
 use super::file::Files;
 use super::human::names;
@@ -23,7 +20,6 @@ pub(crate) struct Recorder {
     started: Instant,
     record: Record,
     samples: Samples,
-    processes: Vec<ProcessRecord>,
 }
 
 impl Recorder {
@@ -49,7 +45,6 @@ impl Recorder {
                 ..Record::default()
             },
             samples: Samples::default(),
-            processes: Vec::new(),
         })
     }
 
@@ -202,11 +197,6 @@ impl Recorder {
     fn write(&mut self) {
         self.record.ended_at_ms = self.now();
         self.record.samples = self.samples.take();
-        let pauses = self.record.pauses.iter().map(|one| one.process.pid);
-        let writers = self.record.writers.iter().map(|one| one.process.pid);
-        let named: HashSet<u32> = pauses.chain(writers).collect();
-        (self.record.processes, self.record.processes_left_out) =
-            processes(&self.processes, &named);
         let page = html::page(&self.record);
         let data = serde_json::to_vec_pretty(&self.record);
         let written = data
@@ -242,7 +232,11 @@ impl Report for Recorder {
             Detail::Vm(facts) => self.record.vm = Some((*facts).clone()),
             Detail::Destination(facts) => self.record.destination = Some((*facts).clone()),
             Detail::Forecast(forecast) => self.record.forecast = Some(forecast.clone()),
-            Detail::Processes(records) => self.processes = records.to_vec(),
+            Detail::Processes(records) => {
+                let (processes, left_out) = processes(records);
+                self.record.processes = processes;
+                self.record.processes_left_out = left_out;
+            }
             Detail::Sample(sample) => {
                 let t_ms = self.now();
                 self.samples.push(super::Sample { t_ms, ..*sample });

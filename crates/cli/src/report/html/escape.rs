@@ -4,6 +4,9 @@ use std::fmt::{self, Display, Write};
 
 use crate::report::Named;
 
+/// Most characters of a name. The kernel's are shorter; a guest may tell others.
+const NAME_MAX: usize = 40;
+
 /// A text as content or as the value of an attribute: nothing in it is markup, and nothing moves
 /// the text around it.
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +59,7 @@ pub(super) fn named(process: &Named) -> String {
     } else {
         &process.name
     };
-    format!("{name} ({})", process.pid)
+    format!("{} ({})", cut(name, NAME_MAX), process.pid)
 }
 
 /// Things in a row: `a, b and c`.

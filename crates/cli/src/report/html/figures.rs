@@ -4,23 +4,38 @@ use std::fmt::Write;
 
 use super::axis::{number, seconds};
 use super::bins::{CLASSES, sums};
-use super::escape::{Escaped, named};
+use super::escape::{Escaped, cut, named};
 use crate::report::record::{Forecast, Outcome, Record};
 use crate::report::{Summary, bytes, count, duration_ms};
+
+/// Characters of what happened; the data has all.
+const TEXT_MAX: usize = 500;
 
 /// The section with all figures.
 pub(super) fn section(record: &Record, page: &mut String) {
     page.push_str("<section id=\"figures\"><h2>Figures, and what they mean</h2><div class=\"scroll\"><table class=\"figures\"><thead><tr><th>Figure</th><th class=\"n\">Value</th><th>Meaning</th></tr></thead><tbody>");
-    if let Some(Outcome::Moved(summary)) = &record.outcome {
-        of_summary(summary, page);
+    let summary = match &record.outcome {
+        Some(Outcome::Moved(summary)) => Some(summary.as_ref()),
+        _ => None,
+    };
+    if let Some(summary) = summary {
+        times(summary, page);
     }
-    if record.migration_from_ms.is_some() {
+    if let Some(last) = record.samples.last() {
+        let meaning = "Bytes that the source half wrote to the connection, without TCP/IP headers.";
+        row(page, "on the wire", &bytes(last.wire_bytes), meaning);
         for (class, sum) in CLASSES.iter().zip(sums(&record.samples)) {
             if sum > 0 {
                 let name = format!("of it {}", class.word);
-                row(page, &name, &bytes(sum), class.meaning);
+                let meaning = format!("{}.", capitalised(class.meaning));
+                row(page, &name, &bytes(sum), &meaning);
             }
         }
+    }
+    if let Some(summary) = summary {
+        memory(summary, page);
+    }
+    if record.migration_from_ms.is_some() {
         let held = record.samples.iter().map(|sample| sample.held_bytes).max();
         let passes = record.samples.iter().map(|sample| sample.pass).max();
         row(
@@ -55,24 +70,10 @@ pub(super) fn section(record: &Record, page: &mut String) {
         &wanted.protocol,
         "How memory was to travel: live, or that of processes that may be paused once (stop-copy); auto is stop-copy where an agent answers.",
     );
-    if let Some(session) = &record.session {
-        row(
-            page,
-            "session",
-            session,
-            "Under this name both halves know this migration.",
-        );
-    }
-    row(
-        page,
-        "relay",
-        &record.software,
-        "What moved the VM at this side.",
-    );
     page.push_str("</tbody></table></div></section>");
 }
 
-fn of_summary(summary: &Summary, page: &mut String) {
+fn times(summary: &Summary, page: &mut String) {
     row(
         page,
         "total time",
@@ -111,6 +112,9 @@ fn of_summary(summary: &Summary, page: &mut String) {
             "From the first question to the agent until memory was read: who may be paused, and which memory is theirs.",
         );
     }
+}
+
+fn memory(summary: &Summary, page: &mut String) {
     row(
         page,
         "guest memory",
@@ -125,12 +129,6 @@ fn of_summary(summary: &Summary, page: &mut String) {
             "RAM less what the guest declared free when the migration began.",
         );
     }
-    row(
-        page,
-        "on the wire",
-        &bytes(summary.wire_bytes),
-        "Bytes that the source half wrote to the connection, without TCP/IP headers.",
-    );
     row(
         page,
         "pages sent",
@@ -169,6 +167,12 @@ fn of_summary(summary: &Summary, page: &mut String) {
             "Highest resident memory of the source half.",
         );
     }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(chars).collect()
 }
 
 fn row(page: &mut String, name: &str, value: &str, meaning: &str) {
@@ -259,7 +263,7 @@ pub(super) fn log(record: &Record, page: &mut String) {
             "<li><time>{sign}{}</time><span class=\"dot {}\"></span><span>{}</span></li>",
             seconds(mark.t_ms.abs_diff(from)),
             super::marks::class(mark.kind),
-            Escaped(&mark.text)
+            Escaped(&cut(&mark.text, TEXT_MAX))
         );
     }
     page.push_str("</ol>");

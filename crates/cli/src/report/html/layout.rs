@@ -10,7 +10,7 @@ use crate::report::record::{Process, Record};
 /// Most boxes in a column; what is left is one more.
 const COLUMN_MAX: usize = 12;
 /// Farther from the outside than this is one column.
-const STEPS_MAX: u32 = 3;
+const STEPS_MAX: u32 = 2;
 /// A process that nothing else is known of, with less memory than this, is folded first.
 const SMALL: u64 = 1 << 20;
 
@@ -40,6 +40,8 @@ pub(super) type Place = (usize, usize);
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) columns: Vec<Column>,
+    /// Those that no arrow leads to or from.
+    pub(super) free: Vec<Node>,
     pub(super) arrows: Vec<(Place, Place)>,
 }
 
@@ -76,13 +78,19 @@ impl Layout {
             indirect.sort_by_key(|bundle| target(bundle, &places));
             let heading = match steps {
                 1 => "exchange data with those",
-                2 => "two steps away",
-                _ => "three steps and more",
+                _ => "two steps away and more",
             };
             layout.column(heading, "indirect", &indirect, record, &mut places);
         }
         let free = bundles(&|process| process.may_pause);
-        layout.column("may pause", "free", &free, record, &mut places);
+        layout.column("", "free", &free, record, &mut HashMap::new());
+        if !free.is_empty() {
+            layout.free = layout
+                .columns
+                .pop()
+                .map(|column| column.nodes)
+                .unwrap_or_default();
+        }
         for process in &record.processes {
             let from = places.get(&process.pid).copied();
             let to = process
@@ -90,7 +98,7 @@ impl Layout {
                 .and_then(|toward| places.get(&toward))
                 .copied();
             if let (Some(from), Some(to)) = (from, to)
-                && from.0 > to.0
+                && from != to
                 && !layout.arrows.contains(&(from, to))
             {
                 layout.arrows.push((from, to));
@@ -364,9 +372,9 @@ mod tests {
             vec!["TCP with 10.0.0.9"],
             vec!["nginx × 2"],
             vec!["backend (3)"],
-            vec!["batch (4)"],
         ];
         assert_eq!(columns, expected);
+        assert_eq!(layout.free.len(), 1);
         assert_eq!(layout.arrows, [((1, 0), (0, 0)), ((2, 0), (1, 0))]);
     }
 
@@ -387,10 +395,11 @@ mod tests {
             ..Record::default()
         };
         let layout = Layout::of(&record);
-        assert_eq!(layout.columns.len(), 6);
+        assert_eq!(layout.columns.len(), 4);
         for column in &layout.columns {
             assert!(column.nodes.len() <= COLUMN_MAX, "{column:?}");
         }
-        assert_eq!(titles(&layout.columns[5]), ["998 more"]);
+        let free: Vec<_> = layout.free.iter().map(|node| node.title.as_str()).collect();
+        assert_eq!(free, ["998 more"]);
     }
 }

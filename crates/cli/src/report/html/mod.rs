@@ -17,7 +17,8 @@ mod writing;
 use std::fmt::Write;
 
 use super::record::{Outcome, Pause, Record};
-use axis::Span;
+use super::{bytes, rate};
+use axis::{Plot, Rates, Span};
 use escape::Escaped;
 
 /// Width of a chart in pixels of its own.
@@ -60,8 +61,12 @@ pub(crate) fn page(record: &Record) -> String {
     figures::log(record, &mut page);
     let _ = writeln!(
         page,
-        "<footer>Written by {} at the source. The file of the same name with the ending .json has the same as data.</footer></main></body></html>",
-        Escaped(&record.software)
+        "<footer>Written by {} at the source{}. The file of the same name with the ending .json has the same as data.</footer></main></body></html>",
+        Escaped(&record.software),
+        match &record.session {
+            Some(session) => format!("; both halves know this migration as {}", Escaped(session)),
+            None => String::new(),
+        }
     );
     page
 }
@@ -78,6 +83,36 @@ fn span(record: &Record) -> Span {
         _ => record.ended_at_ms,
     };
     Span { from, to }
+}
+
+/// What the link carries, as far as that was seen, in bytes a second.
+fn link_rate(record: &Record) -> Option<u64> {
+    let rates = record.samples.iter();
+    rates.filter_map(|sample| sample.link_bytes_per_s).max()
+}
+
+/// What the dashed line in a chart is, for its legend.
+fn link_legend(record: &Record, page: &mut String) {
+    if let Some(link) = link_rate(record) {
+        let _ = write!(
+            page,
+            "<li><span class=\"dash\"></span>what the link carries <b>{}/s</b> ({})</li>",
+            bytes(link),
+            rate(link)
+        );
+    }
+}
+
+/// The dashed line of what the link carries.
+fn link_line(plot: &Plot, rates: Rates, record: &Record, svg: &mut String) {
+    if let Some(link) = link_rate(record) {
+        let y = plot.bottom() - rates.height(plot, axis::number(link));
+        let (left, right) = (plot.left, plot.right());
+        let _ = write!(
+            svg,
+            r#"<line class="limit" x1="{left:.1}" y1="{y:.1}" x2="{right:.1}" y2="{y:.1}"/>"#
+        );
+    }
 }
 
 /// A drawing with its caption, which may hold tags.

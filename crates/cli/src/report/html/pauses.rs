@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::axis::{Plot, Span, seconds};
+use super::axis::{Plot, Span, number, seconds};
 use super::escape::{Escaped, cut, named};
 use super::timeline::stopped;
 use super::{LEFT, WIDTH, figure};
@@ -21,13 +21,21 @@ pub(super) fn section(record: &Record, span: Span, page: &mut String) {
     }
     page.push_str("<section id=\"pauses\"><h2>Who stood still, and for how long</h2>");
     let more = record.pauses.len().saturating_sub(ROWS_MAX);
-    let mut caption = "The VM as a whole, and each process that was paused; everybody else ran whenever the VM did.".to_owned();
+    let mut caption = match record.pauses.len() {
+        0 => "The VM as a whole; no process was paused.".to_owned(),
+        _ => "The VM as a whole, and each process that was paused; everybody else ran whenever the VM did.".to_owned(),
+    };
     if more > 0 {
         let _ = write!(caption, " {more} more are in the table.");
     }
-    page.push_str(
-        "<ul class=\"legend\"><li><span class=\"swatch c-run\"></span>runs</li><li><span class=\"swatch c-paused\"></span>paused</li><li><span class=\"swatch c-stop\"></span>the VM is stopped</li></ul>",
-    );
+    page.push_str("<ul class=\"legend\"><li><span class=\"swatch c-run\"></span>runs</li>");
+    if !record.pauses.is_empty() {
+        page.push_str("<li><span class=\"swatch c-paused\"></span>paused</li>");
+    }
+    if stopped(record).is_some() {
+        page.push_str("<li><span class=\"swatch c-stop\"></span>the VM is stopped</li>");
+    }
+    page.push_str("</ul>");
     figure(page, "pauses", &chart(record, span), &caption);
     if !record.pauses.is_empty() {
         table(record, span, page);
@@ -39,7 +47,7 @@ pub(super) fn section(record: &Record, span: Span, page: &mut String) {
                 page,
                 "<tr><td><bdi>{}</bdi></td><td>{}</td></tr>",
                 Escaped(&named(&spared.process)),
-                Escaped(&spared.why)
+                Escaped(&cut(&spared.why, 300))
             );
         }
         page.push_str("</tbody></table></div>");
@@ -140,17 +148,21 @@ fn segment(svg: &mut String, plot: &Plot, span: Span, y: f64, class: &str, (from
     );
 }
 
-/// How long, beside its segment, where there is more room.
+/// How long: within its segment if it fits, else beside it, where there is more room.
 fn length(svg: &mut String, plot: &Plot, span: Span, y: f64, (from, to): (u64, u64), text: &str) {
     let (x, end) = (span.x(plot, from), span.x(plot, to));
-    let (at, anchor) = match x - plot.left > plot.right() - end {
-        true => (x - 6.0, "end"),
-        false => (end + 6.0, "start"),
+    let width = 8.0 * number(text.chars().count() as u64);
+    let (class, at, anchor) = if width < end - x {
+        ("inside", (x + end) / 2.0, "middle")
+    } else if x - plot.left > plot.right() - end {
+        ("note", x - 6.0, "end")
+    } else {
+        ("note", end + 6.0, "start")
     };
     let y = y + ROW / 2.0 + 4.0;
     let _ = write!(
         svg,
-        r#"<text class="note halo" x="{at:.1}" y="{y:.1}" text-anchor="{anchor}">{}</text>"#,
+        r#"<text class="{class}" x="{at:.1}" y="{y:.1}" text-anchor="{anchor}">{}</text>"#,
         Escaped(text)
     );
 }

@@ -3,13 +3,15 @@
 use std::fmt::Write;
 
 use super::axis::seconds;
-use super::escape::{Escaped, listed, named};
+use super::escape::{Escaped, cut, listed, named};
 use crate::exit::Exit;
 use crate::report::record::{Outcome, Pause, Record};
-use crate::report::{Summary, Writer, bytes, duration_ms, rate};
+use crate::report::{Summary, Writer, bytes, duration_ms};
 
 /// Processes that sentences name.
 const NAMED_MAX: usize = 4;
+/// Characters of an error, which may be the other side's words; the data has all.
+const TEXT_MAX: usize = 1000;
 
 /// The headline, not escaped.
 pub(super) fn headline(record: &Record) -> String {
@@ -56,10 +58,14 @@ pub(super) fn paragraphs(record: &Record, page: &mut String) {
         let _ = write!(
             page,
             "<dl class=\"verdict\"><dt>Why</dt><dd>{}</dd>",
-            Escaped(error)
+            Escaped(&cut(error, TEXT_MAX))
         );
         if !vm.is_empty() {
-            let _ = write!(page, "<dt>The VM</dt><dd>{}</dd>", Escaped(vm));
+            let _ = write!(
+                page,
+                "<dt>The VM</dt><dd>{}</dd>",
+                Escaped(&cut(vm, TEXT_MAX))
+            );
         }
         page.push_str("</dl>");
     }
@@ -133,7 +139,11 @@ fn who(record: &Record) -> String {
     }
     let mut text = match record.pauses.len() {
         1 => format!("One process was paused meanwhile: {}.", listed(&each)),
-        many => format!("{many} processes were paused meanwhile: {}.", listed(&each)),
+        many => format!(
+            "{} processes were paused meanwhile: {}.",
+            in_words(many),
+            listed(&each)
+        ),
     };
     text += match record.pauses.len() {
         1 => " As far as was seen, nobody outside depended on it",
@@ -144,26 +154,26 @@ fn who(record: &Record) -> String {
         record.pauses.iter().any(|pause| pause.process.pid == pid)
     };
     let writing = record.writers.iter().filter(paused);
-    let speed: u64 = writing.map(|writer| writer.bytes_per_s).sum();
-    let link = record
-        .samples
-        .iter()
-        .filter_map(|s| s.link_bytes_per_s)
-        .max();
+    let (speed, hot) = writing.fold((0u64, 0u64), |(speed, hot), writer| {
+        (speed + writer.bytes_per_s, hot + writer.hot_bytes)
+    });
     let it = if record.pauses.len() == 1 {
         "it"
     } else {
         "they"
     };
     if speed > 0 {
-        let _ = write!(text, ", and {it} wrote memory at {}/s", bytes(speed));
-        if let Some(link) = link {
-            let than = if speed > link { "more than" } else { "beside" };
+        let _ = write!(
+            text,
+            ", and {it} kept writing {} of memory, at {}/s or more",
+            bytes(hot),
+            bytes(speed)
+        );
+        if let Some(link) = super::link_rate(record) {
             let _ = write!(
                 text,
-                ", {than} the {}/s ({}) that the link carries",
-                bytes(link),
-                rate(link)
+                ", where the link carries {}/s for everything",
+                bytes(link)
             );
         }
     }
@@ -191,6 +201,15 @@ fn nobody(record: &Record) -> String {
         "none of those that may be wrote so much that it mattered, or their pause would have been too long"
     };
     format!("No process was paused: {why}.")
+}
+
+/// A number that begins a sentence.
+fn in_words(number: usize) -> String {
+    const WORDS: [&str; 8] = [
+        "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine",
+    ];
+    let word = number.checked_sub(2).and_then(|at| WORDS.get(at));
+    word.map_or_else(|| number.to_string(), ToString::to_string)
 }
 
 fn paused_for(pause: &Pause) -> String {
@@ -227,7 +246,7 @@ pub(super) fn tiles(record: &Record) -> Vec<(&'static str, String, String)> {
             }
             if let Some(last) = record.samples.last() {
                 let sent = bytes(last.wire_bytes);
-                tiles.push(("on the wire", sent, "in vain".to_owned()));
+                tiles.push(("on the wire", sent, "sent in vain".to_owned()));
             }
         }
     }

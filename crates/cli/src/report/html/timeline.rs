@@ -4,11 +4,10 @@ use std::fmt::Write;
 
 use super::axis::{Plot, Rates, Span, number, seconds};
 use super::bins::{Bin, CLASSES, bins, sums};
-use super::escape::Escaped;
 use super::marks::Labels;
-use super::{LEFT, WIDTH, figure, whole};
+use super::{LEFT, WIDTH, figure, link_legend, link_line, link_rate, whole};
+use crate::report::bytes;
 use crate::report::record::{MarkKind, Record};
-use crate::report::{bytes, rate};
 
 const HEIGHT: f64 = 230.0;
 
@@ -33,6 +32,7 @@ pub(super) fn section(record: &Record, span: Span, page: &mut String) {
     if stopped(record).is_some() {
         page.push_str("<li><span class=\"swatch c-stop\"></span>the VM is stopped</li>");
     }
+    link_legend(record, page);
     page.push_str("</ul>");
     let bins = bins(&record.samples, span);
     let length = bins.first().map_or(0.0, Bin::seconds);
@@ -72,13 +72,8 @@ fn chart(record: &Record, bins: &[Bin], span: Span) -> String {
     };
     let labels = Labels::of(record, span, &plot);
     plot.top = labels.height() + 12.0;
-    let link = record
-        .samples
-        .iter()
-        .filter_map(|s| s.link_bytes_per_s)
-        .max();
     let fastest = bins.iter().map(Bin::rate).fold(0.0, f64::max);
-    let rates = Rates::up_to(fastest.max(link.map_or(0.0, number)) * 1.05);
+    let rates = Rates::up_to(fastest.max(link_rate(record).map_or(0.0, number)) * 1.05);
     let height = plot.bottom() + 26.0;
     let mut svg = format!(
         r#"<svg viewBox="0 0 {WIDTH} {height:.0}" role="img" aria-label="Bytes a second on the connection over time, by class">"#
@@ -97,16 +92,7 @@ fn chart(record: &Record, bins: &[Bin], span: Span) -> String {
     for bin in bins {
         bar(bin, &plot, span, rates, &mut svg);
     }
-    if let Some(link) = link {
-        let y = plot.bottom() - rates.height(&plot, number(link));
-        let (left, right, text_y) = (plot.left, plot.right(), y - 5.0);
-        let text_x = left + 6.0;
-        let _ = write!(
-            svg,
-            r#"<line class="limit" x1="{left:.1}" y1="{y:.1}" x2="{right:.1}" y2="{y:.1}"/><text class="note halo" x="{text_x:.1}" y="{text_y:.1}">the link carries {}</text>"#,
-            Escaped(&rate(link))
-        );
-    }
+    link_line(&plot, rates, record, &mut svg);
     labels.draw(&plot, &mut svg);
     svg.push_str("</svg>");
     svg

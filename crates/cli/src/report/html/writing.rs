@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use super::axis::{Plot, Rates, Span, number, ratio};
 use super::escape::{Escaped, cut, named};
-use super::{LEFT, WIDTH, figure};
+use super::{LEFT, WIDTH, figure, link_legend, link_line, link_rate};
 use crate::report::record::Record;
-use crate::report::{Writer, bytes, rate};
+use crate::report::{Writer, bytes};
 
 const HEIGHT: f64 = 130.0;
 const ROW: f64 = 28.0;
@@ -23,11 +23,16 @@ pub(super) fn section(record: &Record, span: Span, page: &mut String) {
     page.push_str("<section id=\"writing\"><h2>How fast memory was written</h2>");
     page.push_str("<p>Memory that is written while it travels must travel again. What is written faster than the link carries never gets there, as long as its writer runs.</p>");
     if !points.is_empty() {
+        page.push_str(
+            "<ul class=\"legend\"><li><span class=\"swatch c-dirty\"></span>written by the VM</li>",
+        );
+        link_legend(record, page);
+        page.push_str("</ul>");
         figure(
             page,
             "dirty-rate",
             &over_time(record, &points, span),
-            "The whole VM, as QEMU counts over each of its passes; a page that is written again and again in one pass counts once.",
+            "The whole VM, as QEMU counts about once a second, each count over the time since the one before; a page that was written again and again between two of QEMU's looks counts once.",
         );
     }
     if !record.writers.is_empty() {
@@ -49,7 +54,7 @@ pub(super) fn section(record: &Record, span: Span, page: &mut String) {
     page.push_str("</section>");
 }
 
-/// What QEMU has counted, when that changed.
+/// What QEMU has counted, and when it had: each count is of the time since the one before.
 fn points(record: &Record) -> Vec<(u64, u64)> {
     let mut points: Vec<(u64, u64)> = Vec::new();
     for sample in &record.samples {
@@ -65,14 +70,6 @@ fn points(record: &Record) -> Vec<(u64, u64)> {
     points
 }
 
-fn link_of(record: &Record) -> Option<u64> {
-    record
-        .samples
-        .iter()
-        .filter_map(|s| s.link_bytes_per_s)
-        .max()
-}
-
 fn over_time(record: &Record, points: &[(u64, u64)], span: Span) -> String {
     let plot = Plot {
         left: LEFT,
@@ -80,7 +77,7 @@ fn over_time(record: &Record, points: &[(u64, u64)], span: Span) -> String {
         width: WIDTH - LEFT - 16.0,
         height: HEIGHT,
     };
-    let link = link_of(record);
+    let link = link_rate(record);
     let most = points.iter().map(|(_, rate)| *rate).max().unwrap_or(0);
     let rates = Rates::up_to(number(most.max(link.unwrap_or(0))) * 1.05);
     let height = plot.bottom() + 26.0;
@@ -90,27 +87,13 @@ fn over_time(record: &Record, points: &[(u64, u64)], span: Span) -> String {
     rates.axis(&plot, &mut svg);
     span.axis(&plot, &mut svg);
     let y_of = |rate: u64| plot.bottom() - rates.height(&plot, number(rate));
-    let end = record.stopped_at_ms.unwrap_or(span.from + span.length());
-    let mut path = String::new();
-    for (i, (t_ms, rate)) in points.iter().enumerate() {
-        let (x, y) = (span.x(&plot, *t_ms), y_of(*rate));
-        let _ = match i {
-            0 => write!(path, "M{x:.1} {y:.1}"),
-            _ => write!(path, "H{x:.1}V{y:.1}"),
-        };
+    let mut path = format!("M{:.1} {:.1}", plot.left, plot.bottom());
+    for (t_ms, rate) in points {
+        let _ = write!(path, "V{:.1}H{:.1}", y_of(*rate), span.x(&plot, *t_ms));
     }
-    let _ = write!(path, "H{:.1}", span.x(&plot, end));
+    let _ = write!(path, "V{:.1}Z", plot.bottom());
     let _ = write!(svg, r#"<path class="dirty" d="{path}"/>"#);
-    if let Some(link) = link {
-        let y = y_of(link);
-        let (left, right, text_y) = (plot.left, plot.right(), y - 5.0);
-        let text_x = left + 6.0;
-        let _ = write!(
-            svg,
-            r#"<line class="limit" x1="{left:.1}" y1="{y:.1}" x2="{right:.1}" y2="{y:.1}"/><text class="note halo" x="{text_x:.1}" y="{text_y:.1}">the link carries {}</text>"#,
-            Escaped(&rate(link))
-        );
-    }
+    link_line(&plot, rates, record, &mut svg);
     svg.push_str("</svg>");
     svg
 }
@@ -124,7 +107,7 @@ fn by_process(record: &Record, writers: &[&Writer]) -> String {
         width: WIDTH - LEFT - 360.0,
         height: ROW * f64::from(rows),
     };
-    let link = link_of(record);
+    let link = link_rate(record);
     let fastest = writers.iter().map(|writer| writer.bytes_per_s).max();
     let most = fastest.unwrap_or(0).max(link.unwrap_or(0)).max(1);
     let height = plot.bottom() + 8.0;
