@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::axis::number;
 use super::escape::{Escaped, cut, listed};
 use super::figure;
-use super::layout::{Layout, Node, Place};
+use super::layout::{Layout, Node, Place, is_paused};
 use crate::report::record::{Process, Record};
 use crate::report::{bytes, count};
 
@@ -95,7 +95,7 @@ fn drawing(layout: &Layout) -> String {
         }
     }
     if !layout.free.is_empty() {
-        let text = "may pause: nobody outside would notice";
+        let text = "may pause: no contact with the outside was seen, or a rule lets them";
         heading(MARGIN, free_top - 16.0, text, &mut svg);
     }
     for (i, node) in layout.free.iter().enumerate() {
@@ -152,9 +152,13 @@ fn draw(node: &Node, class: &str, (x, y): (f64, f64), svg: &mut String) {
 }
 
 fn tables(record: &Record, page: &mut String) {
-    let (first, rest) = record
-        .processes
-        .split_at(record.processes.len().min(ROWS_MAX));
+    let mut processes: Vec<&Process> = record.processes.iter().collect();
+    processes.sort_by_key(|process| {
+        let distance = process.distance.unwrap_or(u32::MAX);
+        let memory = std::cmp::Reverse(process.anonymous_bytes);
+        (!is_paused(record, process.pid), distance, memory)
+    });
+    let (first, rest) = processes.split_at(processes.len().min(ROWS_MAX));
     table(record, first, page);
     if !rest.is_empty() {
         let _ = write!(
@@ -174,13 +178,10 @@ fn tables(record: &Record, page: &mut String) {
     }
 }
 
-fn table(record: &Record, processes: &[Process], page: &mut String) {
+fn table(record: &Record, processes: &[&Process], page: &mut String) {
     page.push_str("<div class=\"scroll\"><table class=\"processes\"><thead><tr><th>Class</th><th class=\"n\">Id</th><th>Process</th><th class=\"n\">Memory</th><th>Why</th></tr></thead><tbody>");
     for process in processes {
-        let paused = record
-            .pauses
-            .iter()
-            .any(|pause| pause.process.pid == process.pid);
+        let paused = is_paused(record, process.pid);
         let _ = write!(
             page,
             "<tr><td><span class=\"chip k-{}\">{}</span>{}</td><td class=\"n\">{}</td><td><bdi title=\"{}\">{}</bdi></td><td class=\"n\">{}</td><td>",

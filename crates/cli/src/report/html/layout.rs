@@ -299,7 +299,7 @@ fn node(bundle: &Bundle<'_>, record: &Record) -> Node {
     }
 }
 
-fn is_paused(record: &Record, pid: u32) -> bool {
+pub(super) fn is_paused(record: &Record, pid: u32) -> bool {
     record.pauses.iter().any(|pause| pause.process.pid == pid)
 }
 

@@ -116,7 +116,7 @@ fn traffic(summary: &Summary) -> String {
     if let Some(nonfree) = summary.guest_nonfree_bytes {
         let _ = write!(text, ", for {} of memory in use", bytes(nonfree));
     }
-    text + ", and before it ran there, both sides proved that its memory is equal."
+    text + ", and before it ran there, both sides proved that all that was sent had arrived."
 }
 
 /// `2026-11-25 at 02:52:27 UTC` from RFC 3339.
@@ -177,12 +177,17 @@ fn who(record: &Record) -> String {
             );
         }
     }
+    let its = if record.pauses.len() == 1 {
+        "Its"
+    } else {
+        "Their"
+    };
     text += &match &record.outcome {
         Some(Outcome::Moved(_)) => format!(
-            ". What {it} wrote travelled once, while {it} stood, instead of again and again. All other processes ran on."
+            ". {its} memory travelled while {it} stood, instead of again and again while {it} ran. All other processes ran on."
         ),
         _ => format!(
-            ". What {it} wrote was to travel once, while {it} stood, instead of again and again."
+            ". {its} memory was to travel while {it} stood, instead of again and again while {it} ran."
         ),
     };
     text
