@@ -3,9 +3,13 @@
 //! ```text
 //! lab-guest control NAME          runs commands that arrive on a virtio-serial port
 //! lab-guest echo PORT             answers UDP and TCP with what it gets
-//! lab-guest writer MIB RATE MODE  dirties memory; RATE in MB/s (0: as fast as it can),
+//! lab-guest writer MIB RATE MODE [NAME]
+//!                                 dirties memory; RATE in MB/s (0: as fast as it can),
 //!                                 MODE full (whole pages) or touch (8 bytes a page)
-//! lab-guest writer-ctl COMMAND    verify, stat, corrupt: talks to the writer
+//! lab-guest writer-ctl [NAME] COMMAND
+//!                                 verify, stat, corrupt: talks to the writer of that name
+//! lab-guest writer-ctl NAME call-out ADDRESS
+//!                                 has the writer connect to somebody outside, and answer there
 //! lab-guest mechanisms FOLDER OUTSIDE
 //!                                 exercises every way in which processes influence one another
 //! lab-guest mechanisms --list     tells what there is, as data
@@ -28,8 +32,13 @@ fn main() -> ExitCode {
         ["control", name] => control::run(name),
         ["crowd", processes, threads] => crowd::run(processes, threads),
         ["echo", port] => echo::run(port),
-        ["writer", mib, rate, mode] => writer::run(mib, rate, mode),
-        ["writer-ctl", command] => writer::ask(command),
+        ["writer", mib, rate, mode] => writer::run(mib, rate, mode, ""),
+        ["writer", mib, rate, mode, name] => writer::run(mib, rate, mode, name),
+        ["writer-ctl", command] => writer::ask("", command),
+        ["writer-ctl", name, command] => writer::ask(name, command),
+        ["writer-ctl", name, "call-out", address] => {
+            writer::ask(name, &format!("call-out {address}"))
+        }
         ["load", name, count] => load::run(name, count),
         ["load-echo"] => load::give_back(),
         ["mechanisms", "--list"] => mechanisms::list(),

@@ -3,15 +3,23 @@
 //! Every page holds its index, its generation and a body derived from both; the generation that
 //! each page should have is kept apart. A page that went missing on the way shows an older
 //! generation; a damaged one does not match its own head.
+//!
+//! Several may run at once, each with a name of its own. Told to `call-out`, one opens a TCP
+//! connection to an address outside and gives back what comes from there between two batches of
+//! pages: from then on somebody outside notices when it stands still.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::Outcome;
 
+/// Where a writer listens; a name follows if it has one.
 const SOCKET: &str = "/run/lab-writer";
+/// Longest wait for the one who is called.
+const CALL_LIMIT: Duration = Duration::from_secs(5);
 const PAGE_WORDS: usize = 512;
 const PAGE_BYTES: u64 = 4096;
 /// Pages between two looks at the clock and the socket.
@@ -34,9 +42,11 @@ struct Writer {
     writing: Duration,
     /// Damaged on purpose, and nobody has looked yet.
     damaged: bool,
+    /// Who was called outside.
+    outside: Option<TcpStream>,
 }
 
-pub(crate) fn run(mib: &str, rate: &str, mode: &str) -> Outcome {
+pub(crate) fn run(mib: &str, rate: &str, mode: &str, name: &str) -> Outcome {
     let mib: usize = mib.parse()?;
     let rate: f64 = rate.parse()?;
     let mode = match mode {
@@ -52,14 +62,23 @@ pub(crate) fn run(mib: &str, rate: &str, mode: &str) -> Outcome {
         written: 0,
         writing: Duration::ZERO,
         damaged: false,
+        outside: None,
     };
     for page in 0..pages {
         writer.fill(page);
     }
-    let _ = std::fs::remove_file(SOCKET);
-    let listener = UnixListener::bind(SOCKET)?;
+    let socket = socket(name);
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket)?;
     println!("writer ready");
     writer.write_forever(&listener, rate)
+}
+
+fn socket(name: &str) -> String {
+    match name {
+        "" => SOCKET.into(),
+        name => format!("{SOCKET}-{name}"),
+    }
 }
 
 impl Writer {
@@ -74,6 +93,7 @@ impl Writer {
             if self.damaged {
                 continue;
             }
+            self.answer_outside();
             let begun = Instant::now();
             for _ in 0..BATCH {
                 self.rewrite(next);
@@ -119,7 +139,17 @@ impl Writer {
         stream.set_nonblocking(false)?;
         let mut command = String::new();
         stream.read_to_string(&mut command)?;
-        let answer = match command.trim() {
+        let answer = match command.trim().split_once(' ') {
+            Some(("call-out", address)) => self.call_out(address),
+            _ => self.obey(command.trim()),
+        };
+        // Who asked may be gone.
+        let _ = writeln!(stream, "{answer}");
+        Ok(())
+    }
+
+    fn obey(&mut self, command: &str) -> String {
+        match command {
             "verify" => {
                 self.damaged = false;
                 self.verify()
@@ -133,10 +163,40 @@ impl Writer {
                 "corrupted one bit".into()
             }
             other => format!("unknown command {other}"),
+        }
+    }
+
+    fn call_out(&mut self, address: &str) -> String {
+        let connect = || -> Result<TcpStream, Box<dyn std::error::Error>> {
+            let address: SocketAddr = address.parse()?;
+            let stream = TcpStream::connect_timeout(&address, CALL_LIMIT)?;
+            stream.set_nodelay(true)?;
+            stream.set_nonblocking(true)?;
+            Ok(stream)
         };
-        // Who asked may be gone.
-        let _ = writeln!(stream, "{answer}");
-        Ok(())
+        match connect() {
+            Ok(stream) => {
+                self.outside = Some(stream);
+                format!("CALLED {address}")
+            }
+            Err(error) => format!("FAILED to call {address}: {error}"),
+        }
+    }
+
+    /// Gives back what came from outside, without waiting.
+    fn answer_outside(&mut self) {
+        let Some(stream) = &mut self.outside else {
+            return;
+        };
+        let mut buffer = [0; 2048];
+        let alive = match stream.read(&mut buffer) {
+            Ok(0) => false,
+            Ok(count) => stream.write_all(&buffer[..count]).is_ok(),
+            Err(error) => error.kind() == ErrorKind::WouldBlock,
+        };
+        if !alive {
+            self.outside = None;
+        }
     }
 
     fn verify(&mut self) -> String {
@@ -169,9 +229,10 @@ impl Writer {
     fn stat(&self) -> String {
         let bytes = (self.written * PAGE_BYTES) as f64;
         format!(
-            "STAT pages={} mb_per_s={:.1}",
+            "STAT pages={} mb_per_s={:.1} pid={}",
             self.written,
-            bytes / 1e6 / self.writing.as_secs_f64().max(1e-9)
+            bytes / 1e6 / self.writing.as_secs_f64().max(1e-9),
+            std::process::id()
         )
     }
 }
@@ -192,9 +253,9 @@ impl Body {
     }
 }
 
-/// Asks the writer and prints its answer.
-pub(crate) fn ask(command: &str) -> Outcome {
-    let mut stream = UnixStream::connect(SOCKET)?;
+/// Asks the writer of that name and prints its answer.
+pub(crate) fn ask(name: &str, command: &str) -> Outcome {
+    let mut stream = UnixStream::connect(socket(name))?;
     stream.write_all(command.as_bytes())?;
     stream.shutdown(std::net::Shutdown::Write)?;
     let mut answer = String::new();
@@ -202,6 +263,9 @@ pub(crate) fn ask(command: &str) -> Outcome {
     print!("{answer}");
     if answer.starts_with("CORRUPT") {
         return Err("memory is corrupt".into());
+    }
+    if answer.starts_with("FAILED") {
+        return Err("nobody was reached".into());
     }
     Ok(())
 }
