@@ -1,12 +1,12 @@
 //! What the outside sees: `lab-client` running where the guest's clients are.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::{GUEST, Host, Lab, program};
+use crate::{CLIENT, GUEST, Host, Lab, program};
 
 /// What a client of Redis saw. Latencies are from the moment a request was due.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,6 +29,8 @@ pub struct RedisReport {
     pub max_ms: f64,
     /// Longest time without any answer, in milliseconds.
     pub longest_gap_ms: f64,
+    /// The same from each mark to the next.
+    pub windows: Vec<Window>,
 }
 
 /// What a client that sends a packet at regular intervals saw.
@@ -44,6 +46,38 @@ pub struct EchoReport {
     pub longest_gap_ms: f64,
     /// Median latency in milliseconds.
     pub p50_ms: f64,
+    /// Time between two packets in milliseconds.
+    pub interval_ms: f64,
+    /// The same from each mark to the next.
+    pub windows: Vec<Window>,
+}
+
+/// What a client saw between two marks. Requests count where they were due, answers where they
+/// came, a time without answers where it began.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Window {
+    /// The mark's name.
+    pub name: String,
+    /// How long it was.
+    pub seconds: f64,
+    /// Requests that were due.
+    pub sent: u64,
+    /// Answers that came.
+    pub answered: u64,
+    /// Requests that were due and never answered.
+    pub lost: u64,
+    /// Connections that broke.
+    pub broken_connections: u64,
+    /// Answers a second.
+    pub per_second: f64,
+    /// Median latency in milliseconds.
+    pub p50_ms: f64,
+    /// 99th percentile of latency in milliseconds.
+    pub p99_ms: f64,
+    /// Longest latency in milliseconds.
+    pub max_ms: f64,
+    /// Longest time without any answer, in milliseconds.
+    pub longest_gap_ms: f64,
 }
 
 /// A running `lab-client`; ends when told to, or when this process dies.
@@ -65,6 +99,19 @@ impl Running {
     pub fn echo(lab: &Lab, interval_us: u32) -> Result<Self> {
         let address = format!("{GUEST}:7007");
         Self::start(lab, &["echo", &address, &interval_us.to_string()])
+    }
+
+    /// Waits at `port` outside for a process of the guest to call, and then asks it every
+    /// `interval_us` microseconds.
+    pub fn peer(lab: &Lab, port: u16, interval_us: u32) -> Result<Self> {
+        let address = format!("{CLIENT}:{port}");
+        Self::start(lab, &["peer", &address, &interval_us.to_string()])
+    }
+
+    /// Begins a window in its report.
+    pub fn mark(&mut self, name: &str) -> Result<()> {
+        let stdin = self.child.stdin.as_mut().context("the client has ended")?;
+        writeln!(stdin, "mark {name}").context("the client has ended")
     }
 
     fn start(lab: &Lab, args: &[&str]) -> Result<Self> {

@@ -9,37 +9,37 @@ use anyhow::{Result, bail};
 use lab::client::EchoReport;
 use rustix::event::PollFlags;
 
-use crate::timing::{Answers, TAIL, wait};
+use crate::record::Record;
+use crate::timing::{Orders, TAIL, wait};
 
 pub(crate) fn run(address: SocketAddr, interval_us: u64) -> Result<()> {
     let interval = Duration::from_micros(interval_us);
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.connect(address)?;
     socket.set_nonblocking(true)?;
-    // When each packet was sent, and whether it has been answered.
-    let mut sent: Vec<(Instant, bool)> = Vec::new();
     let begun = Instant::now();
-    let mut answers = Answers::new(begun);
+    let mut record = Record::new(begun);
+    let mut orders = Orders::default();
     let mut warm = false;
     let mut next = begun;
     let mut ends: Option<Instant> = None;
     loop {
         let now = Instant::now();
-        if ends.is_some_and(|ends| now >= ends || answers.count() == sent.len() as u64) {
+        if ends.is_some_and(|ends| now >= ends || record.answered() == record.sent()) {
             break;
         }
         if !warm && now - begun > Duration::from_secs(20) {
             bail!("no answer from {address}");
         }
         if ends.is_none() && now >= next {
-            let number = sent.len() as u64;
-            sent.push((now, false));
+            let number = record.ask(now) as u64;
             // A packet that cannot be sent is a lost one.
             let _ = socket.send(&number.to_le_bytes());
             next += interval;
         }
         let until = ends.unwrap_or(next);
-        if wait(&[(socket.as_fd(), PollFlags::IN)], ends.is_none(), until)? {
+        let news = wait(&[(socket.as_fd(), PollFlags::IN)], ends.is_none(), until)?;
+        if news && orders.take(&mut record)? {
             ends = Some(Instant::now() + TAIL);
         }
         let mut buffer = [0; 16];
@@ -47,11 +47,7 @@ pub(crate) fn run(address: SocketAddr, interval_us: u64) -> Result<()> {
             match socket.recv(&mut buffer) {
                 Ok(8) => {
                     let number = u64::from_le_bytes(buffer[..8].try_into()?);
-                    let index = usize::try_from(number)?;
-                    if let Some((at, answered @ false)) = sent.get_mut(index) {
-                        *answered = true;
-                        answers.add(*at, Instant::now());
-                    }
+                    record.answer(usize::try_from(number)?, Instant::now());
                     if !warm {
                         warm = true;
                         println!("warm");
@@ -65,15 +61,22 @@ pub(crate) fn run(address: SocketAddr, interval_us: u64) -> Result<()> {
             }
         }
     }
-    let lost = sent.len() as u64 - answers.count();
-    #[expect(clippy::cast_precision_loss, reason = "thousands of packets at most")]
-    let report = EchoReport {
-        sent: sent.len() as u64,
-        lost,
-        lost_ms: lost as f64 * interval.as_secs_f64() * 1000.0,
-        longest_gap_ms: answers.longest_gap_ms(),
-        p50_ms: answers.permille_ms(500),
-    };
-    println!("{}", serde_json::to_string(&report)?);
+    println!("{}", serde_json::to_string(&report(&record, interval))?);
     Ok(())
+}
+
+/// What was asked at regular intervals.
+pub(crate) fn report(record: &Record, interval: Duration) -> EchoReport {
+    let whole = record.whole();
+    let interval_ms = interval.as_secs_f64() * 1000.0;
+    #[expect(clippy::cast_precision_loss, reason = "thousands of packets at most")]
+    EchoReport {
+        sent: whole.sent,
+        lost: whole.lost,
+        lost_ms: whole.lost as f64 * interval_ms,
+        longest_gap_ms: whole.longest_gap_ms,
+        p50_ms: whole.p50_ms,
+        interval_ms,
+        windows: record.windows(),
+    }
 }

@@ -14,7 +14,8 @@ use anyhow::{Result, bail};
 use lab::client::RedisReport;
 use rustix::event::PollFlags;
 
-use crate::timing::{Answers, TAIL, wait};
+use crate::record::Record;
+use crate::timing::{Orders, TAIL, wait};
 
 const CONNECTIONS: usize = 4;
 const KEYS: usize = 1000;
@@ -26,7 +27,7 @@ struct Connection {
     stream: Option<TcpStream>,
     output: Vec<u8>,
     input: Vec<u8>,
-    waiting: VecDeque<(Instant, Expected)>,
+    waiting: VecDeque<(usize, Expected)>,
     /// Version of each key's value.
     versions: Vec<u64>,
     random: u64,
@@ -44,8 +45,9 @@ pub(crate) fn run(address: SocketAddr, rate: u32) -> Result<()> {
         connections.push(Connection::new(address, number)?);
     }
     let begun = Instant::now();
-    let mut answers = Answers::new(begun);
-    let (mut sent, mut wrong, mut broken) = (0u64, 0u64, 0u64);
+    let mut record = Record::new(begun);
+    let mut orders = Orders::default();
+    let (mut wrong, mut broken) = (0u64, 0u64);
     let mut next = begun;
     let mut ends: Option<Instant> = None;
     let mut warm = false;
@@ -59,17 +61,19 @@ pub(crate) fn run(address: SocketAddr, rate: u32) -> Result<()> {
             bail!("no answer from {address}");
         }
         while ends.is_none() && now >= next {
-            let turn = usize::try_from(sent)? % CONNECTIONS;
-            connections[turn].request(next);
-            sent += 1;
+            let number = record.ask(next);
+            connections[number % CONNECTIONS].request(number);
             next += interval;
         }
         for one in &mut connections {
             let before = one.stream.is_some();
-            one.pump(&mut answers, &mut wrong)?;
-            broken += u64::from(before && one.stream.is_none());
+            one.pump(&mut record, &mut wrong)?;
+            if before && one.stream.is_none() {
+                broken += 1;
+                record.broke(Instant::now());
+            }
         }
-        if !warm && answers.count() > 0 {
+        if !warm && record.answered() > 0 {
             warm = true;
             println!("warm");
         }
@@ -84,20 +88,23 @@ pub(crate) fn run(address: SocketAddr, rate: u32) -> Result<()> {
                 Some((one.stream.as_ref()?.as_fd(), flags))
             })
             .collect();
-        if wait(&fds, ends.is_none(), ends.unwrap_or(next))? {
+        let news = wait(&fds, ends.is_none(), ends.unwrap_or(next))?;
+        if news && orders.take(&mut record)? {
             ends = Some(Instant::now() + TAIL);
         }
     }
+    let whole = record.whole();
     let report = RedisReport {
-        sent,
-        answered: answers.count(),
-        lost: sent - answers.count(),
+        sent: whole.sent,
+        answered: whole.answered,
+        lost: whole.lost,
         wrong,
         broken_connections: broken,
-        p50_ms: answers.permille_ms(500),
-        p99_ms: answers.permille_ms(990),
-        max_ms: answers.permille_ms(1000),
-        longest_gap_ms: answers.longest_gap_ms(),
+        p50_ms: whole.p50_ms,
+        p99_ms: whole.p99_ms,
+        max_ms: whole.max_ms,
+        longest_gap_ms: whole.longest_gap_ms,
+        windows: record.windows(),
     };
     println!("{}", serde_json::to_string(&report)?);
     Ok(())
@@ -119,7 +126,7 @@ impl Connection {
         })
     }
 
-    fn request(&mut self, due: Instant) {
+    fn request(&mut self, number: usize) {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
@@ -135,7 +142,7 @@ impl Connection {
             self.command(&[b"SET", name.as_bytes(), &value]);
             Expected::Ok
         };
-        self.waiting.push_back((due, expected));
+        self.waiting.push_back((number, expected));
     }
 
     fn value(&self, key: usize) -> Vec<u8> {
@@ -157,7 +164,7 @@ impl Connection {
     }
 
     /// Writes and reads what it can without waiting.
-    fn pump(&mut self, answers: &mut Answers, wrong: &mut u64) -> Result<()> {
+    fn pump(&mut self, record: &mut Record, wrong: &mut u64) -> Result<()> {
         let Some(stream) = &mut self.stream else {
             return Ok(());
         };
@@ -187,7 +194,7 @@ impl Connection {
         }
         let now = Instant::now();
         while let Some((answer, length)) = parse(&self.input)? {
-            let Some((due, expected)) = self.waiting.pop_front() else {
+            let Some((number, expected)) = self.waiting.pop_front() else {
                 bail!("an answer to nothing");
             };
             let right = match (&expected, answer) {
@@ -196,7 +203,7 @@ impl Connection {
                 _ => false,
             };
             *wrong += u64::from(!right);
-            answers.add(due, now);
+            record.answer(number, now);
             self.input.drain(..length);
         }
         Ok(())

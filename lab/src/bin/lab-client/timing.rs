@@ -1,4 +1,4 @@
-//! Latencies and gaps.
+//! Waiting for sockets, and for what the harness writes to standard input.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -6,54 +6,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::record::Record;
+
 /// How long answers may still come in when no more requests are sent.
 pub(crate) const TAIL: Duration = Duration::from_secs(5);
 
-/// Collects when answers came.
-pub(crate) struct Answers {
-    latencies: Vec<Duration>,
-    last: Instant,
-    longest_gap: Duration,
-}
-
-impl Answers {
-    pub(crate) fn new(now: Instant) -> Self {
-        Answers {
-            latencies: Vec::new(),
-            last: now,
-            longest_gap: Duration::ZERO,
-        }
-    }
-
-    pub(crate) fn add(&mut self, due: Instant, now: Instant) {
-        self.latencies.push(now.saturating_duration_since(due));
-        self.longest_gap = self.longest_gap.max(now - self.last);
-        self.last = now;
-    }
-
-    pub(crate) fn count(&self) -> u64 {
-        self.latencies.len() as u64
-    }
-
-    pub(crate) fn longest_gap_ms(&self) -> f64 {
-        millis(self.longest_gap)
-    }
-
-    /// The latency that `share` of a thousand answers do not exceed, in milliseconds.
-    pub(crate) fn permille_ms(&mut self, share: usize) -> f64 {
-        self.latencies.sort_unstable();
-        let at = (self.latencies.len() * share / 1000).min(self.latencies.len().saturating_sub(1));
-        self.latencies
-            .get(at)
-            .map_or(0.0, |latency| millis(*latency))
-    }
-}
-
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
-}
-
-/// Waits for one of `fds` or for `until`; tells whether standard input has closed.
+/// Waits for one of `fds` or for `until`; tells whether standard input has news.
 pub(crate) fn wait(
     fds: &[(BorrowedFd<'_>, PollFlags)],
     watch_input: bool,
@@ -77,4 +35,28 @@ pub(crate) fn wait(
         && polled
             .last()
             .is_some_and(|input| !input.revents().is_empty()))
+}
+
+/// What the harness has to say: `mark NAME` begins a window, the end of the input ends the load.
+#[derive(Default)]
+pub(crate) struct Orders {
+    pending: Vec<u8>,
+}
+
+impl Orders {
+    /// Reads what has come, without waiting if [`wait`] has announced it; tells whether that was
+    /// the end.
+    pub(crate) fn take(&mut self, record: &mut Record) -> io::Result<bool> {
+        let mut buffer = [0; 256];
+        let count = rustix::io::read(io::stdin(), &mut buffer)?;
+        self.pending.extend_from_slice(&buffer[..count]);
+        while let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.pending.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line[..end]).into_owned();
+            if let Some(name) = line.strip_prefix("mark ") {
+                record.mark(name, Instant::now());
+            }
+        }
+        Ok(count == 0)
+    }
 }
