@@ -1,8 +1,9 @@
 //! Guests on a real QEMU.
 
+mod arguments;
+mod control;
+
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
@@ -12,13 +13,13 @@ use anyhow::{Context, Result, bail};
 use hypervisor::Client;
 use serde_json::{Value, json};
 
-use crate::machine::accelerator;
-use crate::{GUEST, Host, Lab, provisions};
+use crate::{Host, Lab, provisions};
+
+pub(crate) use arguments::arguments;
+pub use control::Control;
 
 /// Longest wait for QEMU's monitors.
 const START_LIMIT: Duration = Duration::from_secs(120);
-/// Longest wait for an answer of the guest.
-const GUEST_LIMIT: Duration = Duration::from_secs(90);
 /// Time between two looks where no event tells.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -186,6 +187,11 @@ impl VmOptions {
         }
     }
 
+    fn initrd(&self) -> Result<PathBuf> {
+        let initrd = self.kernel.initrd(self.image);
+        initrd.context("the Debian guest has its own kernel only")
+    }
+
     /// The same VM as a destination.
     pub fn as_destination(&self) -> Self {
         VmOptions {
@@ -210,8 +216,7 @@ impl Vm {
     pub fn start(lab: &Lab, host: Host, options: &VmOptions) -> Result<Self> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let initrd = options.kernel.initrd(options.image);
-        let initrd = initrd.context("the Debian guest has its own kernel only")?;
+        let initrd = options.initrd()?;
         for file in [Some(&initrd), options.image.disk().as_ref()] {
             if let Some(file) = file.filter(|file| !file.exists()) {
                 bail!(
@@ -222,7 +227,13 @@ impl Vm {
         }
         let folder = lab.run_dir().join(format!("vm-{host}-{count}"));
         fs::create_dir(&folder)?;
-        let mut command = command(lab, host, options, &initrd, &folder);
+        let (program, (name, value), firmware) = options.version.arguments();
+        let mut command = lab.command(host, program);
+        command.env(name, value);
+        for folder in firmware {
+            command.arg("-L").arg(folder);
+        }
+        command.args(arguments(options, &folder)?);
         command.stderr(File::create(folder.join("stderr"))?);
         command.stdout(Stdio::null());
         let child = command.spawn().context("starting QEMU")?;
@@ -340,13 +351,15 @@ impl Vm {
             self.control = Some(Control::connect(&path)?);
         }
         let control = self.control.as_mut().context("no control channel")?;
-        let (code, output) = control
-            .run(command)
-            .with_context(|| format!("running `{command}` in the guest"))?;
-        if code != 0 {
-            bail!("`{command}` in the guest ended with {code}: {output}");
-        }
-        Ok(output)
+        control.run(command)
+    }
+
+    /// The channel on which [`guest`](Vm::guest) talks, to be used by another thread. It has to be
+    /// dropped before `guest` is called again: QEMU serves one at a time.
+    pub fn take_control(&mut self) -> Result<Control> {
+        self.control
+            .take()
+            .map_or_else(|| Control::connect(&self.folder.join("control")), Ok)
     }
 
     /// Whether QEMU has ended, and how.
@@ -382,153 +395,7 @@ impl Drop for Vm {
     }
 }
 
-fn command(lab: &Lab, host: Host, options: &VmOptions, initrd: &Path, folder: &Path) -> Command {
-    let (program, (name, value), firmware) = options.version.arguments();
-    let mut command = lab.command(host, program);
-    command.env(name, value);
-    for folder in firmware {
-        command.arg("-L").arg(folder);
-    }
-    let at = |name: &str| folder.join(name).display().to_string();
-    let (accelerator, cpu) = match accelerator() {
-        _ if options.counts_instructions => ("tcg,thread=single", "max"),
-        "kvm" => ("kvm", "host"),
-        _ => ("tcg,thread=multi", "max"),
-    };
-    command.args(["-machine", &options.machine, "-accel", accelerator]);
-    command.args(["-cpu", cpu, "-m", &options.memory]);
-    command.args(["-smp", &options.vcpus.to_string()]);
-    command.args([
-        "-display",
-        "none",
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-    ]);
-    command.arg("-kernel").arg(options.kernel.file());
-    command.arg("-initrd").arg(initrd);
-    let mut words = "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0".to_owned();
-    if options.network {
-        words += &format!(" lab.ip={GUEST}/24");
-    }
-    if options.agent {
-        words += " lab.agent";
-    }
-    words = words + " " + &options.kernel_words;
-    command.args(["-append", &words]);
-    command.args(["-serial", &format!("file:{}", at("serial"))]);
-    for monitor in ["qmp", "lab-qmp"] {
-        command.args(["-qmp", &format!("unix:{},server=on,wait=off", at(monitor))]);
-    }
-    command.args(["-device", "virtio-serial-pci"]);
-    for (id, port, socket) in [
-        ("control", "lab.0", "control"),
-        ("agent", "org.unmoor.0", "agent"),
-    ] {
-        let path = at(socket);
-        command.args([
-            "-chardev",
-            &format!("socket,id={id},path={path},server=on,wait=off"),
-            "-device",
-            &format!("virtserialport,chardev={id},name={port}"),
-        ]);
-    }
-    command.args(["-device", "virtio-rng-pci"]);
-    if options.network {
-        command.args([
-            "-netdev",
-            "tap,id=n0,ifname=tap0,script=no,downscript=no",
-            "-device",
-            "virtio-net-pci,netdev=n0,mac=52:54:00:77:00:10,romfile=",
-        ]);
-    }
-    if let Some(disk) = options.image.disk() {
-        let disk = disk.display();
-        command.args([
-            "-drive",
-            &format!("if=none,id=root,file={disk},format=raw,readonly=on,file.locking=off"),
-            "-device",
-            "virtio-blk-pci,drive=root",
-        ]);
-    }
-    if options.counts_instructions {
-        command.args(["-icount", "shift=0"]);
-    }
-    if options.incoming {
-        command.args(["-incoming", "defer"]);
-    }
-    if options.paused {
-        command.arg("-S");
-    }
-    command.args(&options.extra);
-    command
-}
-
 fn read_lossy(path: &Path) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// The host's end of the channel that `lab-guest control` serves.
-#[derive(Debug)]
-struct Control {
-    stream: UnixStream,
-    pending: Vec<u8>,
-    next_id: u64,
-}
-
-impl Control {
-    fn connect(path: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(path).context("connecting to the guest")?;
-        stream.set_read_timeout(Some(GUEST_LIMIT))?;
-        // Answers to somebody before us may still be on their way: begin where nobody was.
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-        Ok(Control {
-            stream,
-            pending: Vec::new(),
-            next_id: u64::from(now.subsec_nanos()) << 20,
-        })
-    }
-
-    fn run(&mut self, command: &str) -> Result<(i32, String)> {
-        self.next_id += 1;
-        let id = self.next_id.to_string();
-        writeln!(self.stream, "{id} {command}")?;
-        loop {
-            let line = self.line()?;
-            let fields: Vec<&str> = line.split(' ').collect();
-            let [of, code, length] = fields[..] else {
-                continue;
-            };
-            let (Ok(code), Ok(length)) = (code.parse(), length.parse::<usize>()) else {
-                continue;
-            };
-            while self.pending.len() < length {
-                self.read()?;
-            }
-            let output: Vec<u8> = self.pending.drain(..length).collect();
-            if of == id {
-                return Ok((code, String::from_utf8_lossy(&output).into_owned()));
-            }
-        }
-    }
-
-    fn line(&mut self) -> Result<String> {
-        loop {
-            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.pending.drain(..=end).collect();
-                return Ok(String::from_utf8_lossy(&line[..end]).into_owned());
-            }
-            self.read()?;
-        }
-    }
-
-    fn read(&mut self) -> Result<()> {
-        let mut buffer = [0; 4096];
-        match self.stream.read(&mut buffer)? {
-            0 => bail!("QEMU closed the channel"),
-            count => self.pending.extend_from_slice(&buffer[..count]),
-        }
-        Ok(())
-    }
 }
