@@ -20,7 +20,9 @@ pub mod net;
 pub mod ram;
 pub mod relay;
 pub mod results;
+pub mod saved;
 pub mod stock;
+pub mod usage;
 pub mod vm;
 
 use std::path::{Path, PathBuf};

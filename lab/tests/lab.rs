@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use lab::client::{EchoReport, Running};
+use lab::saved::Recipe;
 use lab::{Host, Lab, LabOptions, Vm, VmOptions, ram, stock};
 use serde_json::json;
 
@@ -126,8 +128,93 @@ fn a_stock_migration_is_measured() -> Result<()> {
         Duration::from_millis(300),
     )?;
     assert_eq!(destination.status()?, "running");
-    assert!(report.downtime_ms > 0.0 && report.downtime_ms < report.total_ms);
+    let downtime = report.downtime_ms.context("no downtime")?;
+    assert!(downtime > 0.0 && downtime < report.total_ms);
     // At least what the guest's kernel and Redis occupy.
     assert!(report.wire_bytes > 50_000_000, "{report:?}");
+    Ok(())
+}
+
+/// A writer that outruns the link, and a service beside it.
+fn busy_guest() -> Recipe {
+    Recipe {
+        name: "lab-test".into(),
+        options: VmOptions {
+            agent: true,
+            ..VmOptions::default()
+        },
+        commands: vec![
+            "lab-guest writer 160 0 full job >/run/job.log 2>&1 & \
+             until grep -q ready /run/job.log; do usleep 20000; done"
+                .into(),
+        ],
+    }
+}
+
+#[test]
+fn a_guest_starts_from_its_saved_state_and_qemu_gives_up_or_moves_it() -> Result<()> {
+    let lab = Lab::new(&LabOptions::with_rate("1gbit"))?;
+    let recipe = busy_guest();
+    let mut made = 0;
+    let mut source = recipe.start(&lab, Host::A, |_| {
+        made += 1;
+        Ok(())
+    })?;
+    drop(source);
+    source = recipe.start(&lab, Host::A, |_| bail!("made twice"))?;
+    assert!(made <= 1);
+    source.guest("lab-guest writer-ctl job verify")?;
+    source.guest("redis-cli ping")?;
+
+    let mut plan = stock::Plan {
+        mode: stock::Mode::PreCopy,
+        downtime_limit: Duration::from_millis(300),
+        cap: Duration::from_secs(6),
+    };
+    let mut destination = Vm::start(&lab, Host::B, &recipe.options.as_destination())?;
+    let report = stock::run(&lab, &mut source, &mut destination, &plan)?;
+    assert!(
+        !report.converged && report.downtime_ms.is_none(),
+        "{report:?}"
+    );
+    assert!(
+        report.remaining_bytes > 0 && report.total_ms >= 6000.0,
+        "{report:?}"
+    );
+    assert_eq!(source.status()?, "running");
+    destination.wait_ended(Duration::from_secs(20))?;
+    drop(destination);
+
+    plan.mode = stock::Mode::PostCopy;
+    let mut destination = Vm::start(&lab, Host::B, &recipe.options.as_destination())?;
+    let report = stock::run(&lab, &mut source, &mut destination, &plan)?;
+    assert!(report.converged, "{report:?}");
+    assert!(
+        report
+            .downtime_ms
+            .is_some_and(|downtime| downtime < report.total_ms)
+    );
+    destination.guest("lab-guest writer-ctl job verify")?;
+    Ok(())
+}
+
+/// What a process that turns to the outside does is seen there.
+#[test]
+fn a_writer_calls_outside_and_answers() -> Result<()> {
+    let lab = Lab::new(&LabOptions::default())?;
+    let mut vm = busy_guest().start(&lab, Host::A, |_| Ok(()))?;
+    let mut peer = Running::peer(&lab, 7009, 5000)?;
+    vm.guest("lab-guest writer-ctl job call-out 10.77.0.1:7009")?;
+    peer.mark("called")?;
+    vm.guest("lab-guest writer-ctl job stat")?;
+    peer.mark("frozen")?;
+    vm.qmp("stop", &json!({}))?;
+    std::thread::sleep(Duration::from_millis(500));
+    vm.qmp("cont", &json!({}))?;
+    vm.guest("lab-guest writer-ctl job stat")?;
+    let report: EchoReport = peer.finish()?;
+    assert_eq!((report.lost, report.windows.len()), (0, 2), "{report:?}");
+    assert!(report.windows[0].answered > 0, "{report:?}");
+    assert!(report.windows[1].longest_gap_ms > 400.0, "{report:?}");
     Ok(())
 }

@@ -1,69 +1,135 @@
 //! QEMU's own migration over TCP: what unmoor is measured against.
 
-use std::time::{Duration, Instant};
+mod follow;
+mod mode;
+
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use hypervisor::{Client, Incoming};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::usage::cpu;
 use crate::{HOST_B, Lab, Vm};
 
-/// Longest wait for a migration.
+use follow::follow;
+pub use mode::Mode;
+
+/// Longest wait for a migration that nobody has limited.
 const LIMIT: Duration = Duration::from_secs(120);
+/// Longest wait for QEMU to have cancelled, or tidied up.
+const END_LIMIT: Duration = Duration::from_secs(20);
+
+/// How to migrate.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// QEMU's way.
+    pub mode: Mode,
+    /// QEMU's downtime limit.
+    pub downtime_limit: Duration,
+    /// After this time it is cancelled: it does not converge. Post-copy always does.
+    pub cap: Duration,
+}
 
 /// How a stock migration went.
 #[derive(Debug, Clone, Serialize)]
 pub struct StockReport {
-    /// From the command to the destination's RESUME event.
+    /// Whether the VM moved. If not, it was cancelled and runs on at the source; the other figures
+    /// are those of that moment.
+    pub converged: bool,
+    /// From the command to the destination's RESUME event, or to the last page where those come
+    /// later.
     pub total_ms: f64,
     /// From the source's STOP event to the destination's RESUME event.
-    pub downtime_ms: f64,
+    pub downtime_ms: Option<f64>,
     /// The downtime that QEMU tells, which leaves the destination's part out.
     pub qemu_downtime_ms: u64,
     /// Bytes from host A on the migration link, as its interface counts them.
     pub wire_bytes: u64,
+    /// Bytes that QEMU had yet to send when it was cancelled.
+    pub remaining_bytes: u64,
     /// Passes over the dirty bitmap.
     pub passes: u64,
+    /// How much the guest's processors were throttled when it was cancelled, in percent.
+    pub throttle_percent: u64,
+    /// Processor time of the source's QEMU, which under emulation includes the guest's own.
+    pub source_cpu_s: f64,
 }
 
-/// Migrates `source` to `destination`, from host A to host B, with QEMU's own plain TCP.
+/// Migrates `source` to `destination`, from host A to host B, with QEMU's plain pre-copy; fails if
+/// that does not converge.
 pub fn migrate(
     lab: &Lab,
     source: &mut Vm,
     destination: &mut Vm,
     downtime_limit: Duration,
 ) -> Result<StockReport> {
+    let plan = Plan {
+        mode: Mode::PreCopy,
+        downtime_limit,
+        cap: LIMIT,
+    };
+    let report = run(lab, source, destination, &plan)?;
+    if !report.converged {
+        bail!("QEMU's migration does not converge");
+    }
+    Ok(report)
+}
+
+/// Migrates `source` to `destination`, from host A to host B. One that does not converge is
+/// cancelled: then the VM runs on at the source, and the destination's QEMU ends.
+pub fn run(lab: &Lab, source: &mut Vm, destination: &mut Vm, plan: &Plan) -> Result<StockReport> {
     let uri = format!("tcp:{HOST_B}:4444");
-    let milliseconds = u64::try_from(downtime_limit.as_millis())?;
-    source.qmp(
-        "migrate-set-parameters",
-        &json!({"max-bandwidth": 0, "downtime-limit": milliseconds}),
-    )?;
+    let milliseconds = u64::try_from(plan.downtime_limit.as_millis())?;
     for vm in [&mut *source, &mut *destination] {
+        vm.qmp("migrate-set-capabilities", &plan.mode.capabilities())?;
         vm.qmp(
-            "migrate-set-capabilities",
-            &json!({"capabilities": [{"capability": "events", "state": true}]}),
+            "migrate-set-parameters",
+            &plan.mode.parameters(milliseconds),
         )?;
         // What happened before is of no interest.
         vm.monitor()?.process()?;
     }
     destination.qmp("migrate-incoming", &json!({"uri": uri}))?;
-    let before = lab.link_bytes()?;
-    let begun = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let bytes_before = lab.link_bytes()?;
+    let cpu_before = cpu(source.pid())?;
+    let begun = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     source.qmp("migrate", &json!({"uri": uri}))?;
-    let deadline = Instant::now() + LIMIT;
-    let stopped = await_event(source.monitor()?, "STOP", deadline)?;
-    let resumed = await_event(destination.monitor()?, "RESUME", deadline)?;
-    await_completion(source, deadline)?;
-    let after = lab.link_bytes()?;
-    let info = source.qmp("query-migrate", &json!({}))?;
+    let end = follow(source, plan)?;
+    let (info, resumed) = match end.gave_up {
+        Some(info) => {
+            // Whoever migrates this VM next finds it as it was.
+            source.qmp("migrate-set-capabilities", &Mode::PreCopy.capabilities())?;
+            (info, None)
+        }
+        None => {
+            let deadline = Instant::now() + END_LIMIT;
+            let resumed = await_event(destination.monitor()?, "RESUME", deadline)?;
+            (await_figures(source, deadline)?, Some(resumed))
+        }
+    };
+    let wire_bytes = lab.link_bytes()?.from_a - bytes_before.from_a;
+    let source_cpu = cpu(source.pid())?.saturating_sub(cpu_before);
+    let over = match resumed {
+        // The VM runs; what QEMU tidies up after that is no migration any more.
+        Some(resumed) if !plan.mode.is_post_copy() => resumed,
+        Some(resumed) => resumed.max(end.at),
+        None => end.at,
+    };
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
     Ok(StockReport {
-        total_ms: milliseconds_between(begun, resumed),
-        downtime_ms: milliseconds_between(stopped, resumed),
-        qemu_downtime_ms: info["downtime"].as_u64().unwrap_or(0),
-        wire_bytes: after.from_a - before.from_a,
-        passes: info["ram"]["dirty-sync-count"].as_u64().unwrap_or(0),
+        converged: resumed.is_some(),
+        total_ms: milliseconds_between(begun, over),
+        downtime_ms: resumed
+            .zip(end.stopped)
+            .map(|(resumed, stopped)| milliseconds_between(stopped, resumed)),
+        qemu_downtime_ms: number(&info["downtime"]),
+        wire_bytes,
+        remaining_bytes: number(&info["ram"]["remaining"]),
+        passes: number(&info["ram"]["dirty-sync-count"]),
+        throttle_percent: number(&info["cpu-throttle-percentage"]),
+        source_cpu_s: source_cpu.as_secs_f64(),
     })
 }
 
@@ -88,12 +154,12 @@ pub fn await_event(monitor: &mut Client, name: &str, deadline: Instant) -> Resul
 }
 
 /// QEMU may say `completed` a moment before its figures are complete.
-fn await_completion(source: &mut Vm, deadline: Instant) -> Result<()> {
+fn await_figures(source: &mut Vm, deadline: Instant) -> Result<Value> {
     loop {
         let info = source.qmp("query-migrate", &json!({}))?;
         let status = info["status"].as_str().context("no status")?;
         if status == "completed" && info["total-time"].as_u64().unwrap_or(0) > 0 {
-            return Ok(());
+            return Ok(info);
         }
         if Instant::now() > deadline || status == "failed" {
             bail!("QEMU's migration is `{status}`");

@@ -169,7 +169,10 @@ mod tests {
         assert!((during.longest_gap_ms - 100.0).abs() < 0.01, "{during:?}");
         assert!((during.max_ms - 81.0).abs() < 0.01, "{during:?}");
         assert!((before.p50_ms - 1.0).abs() < 0.01, "{before:?}");
-        assert_eq!((before.broken_connections, during.broken_connections), (0, 1));
+        assert_eq!(
+            (before.broken_connections, during.broken_connections),
+            (0, 1)
+        );
         assert!((before.per_second - 100.0).abs() < 0.01, "{before:?}");
         let whole = record.whole();
         assert_eq!((whole.sent, whole.lost, whole.answered), (30, 1, 29));
