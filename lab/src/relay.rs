@@ -8,10 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 
-use crate::{HOST_B, Host, Lab, Vm, program};
+use crate::{HOST_B, Host, Lab, Vm, program, usage};
 
 /// The port that the lab's receivers listen on.
 pub const PORT: u16 = 7070;
@@ -22,6 +22,8 @@ pub struct Unmoor {
     child: Child,
     events: Arc<Events>,
     stderr: PathBuf,
+    /// Processor time, once it has ended.
+    cpu: Option<Duration>,
 }
 
 /// The events so far, filled by a thread that reads them.
@@ -69,6 +71,7 @@ impl Unmoor {
             child,
             events,
             stderr,
+            cpu: None,
         })
     }
 
@@ -169,7 +172,21 @@ impl Unmoor {
                 .unwrap_or_else(PoisonError::into_inner);
         }
         drop(seen);
+        if self.cpu.is_none() {
+            // A process that has ended and was not waited for yet can still be asked.
+            let pid = Pid::from_raw(i32::try_from(self.child.id())?).context("no process id")?;
+            waitid(
+                WaitId::Pid(pid),
+                WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+            )?;
+            self.cpu = Some(usage::cpu(self.child.id())?);
+        }
         Ok(self.child.wait()?.code().unwrap_or(-1))
+    }
+
+    /// Processor time that it used; known once [`exit`](Unmoor::exit) has returned.
+    pub fn cpu(&self) -> Option<Duration> {
+        self.cpu
     }
 
     /// Waits for success and yields the summary.

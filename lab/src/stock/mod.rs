@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use hypervisor::{Client, Incoming};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::usage::cpu;
@@ -33,7 +33,7 @@ pub struct Plan {
 }
 
 /// How a stock migration went.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StockReport {
     /// Whether the VM moved. If not, it was cancelled and runs on at the source; the other figures
     /// are those of that moment.

@@ -1,13 +1,13 @@
 //! QEMU's ways to migrate.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Cache for the last content of each page: more than any writer of the lab rewrites.
 const XBZRLE_CACHE: u64 = 1 << 30;
 
 /// How QEMU migrates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Pass by pass, until what is left fits the downtime limit.

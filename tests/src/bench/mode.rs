@@ -1,0 +1,57 @@
+//! By whom, and how, a VM is moved.
+
+use std::time::Duration;
+
+use lab::stock;
+
+/// By whom, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// QEMU itself.
+    Stock(stock::Mode),
+    /// unmoor with every page live.
+    Live,
+    /// unmoor, pausing what nobody outside depends on.
+    StopCopy,
+}
+
+impl Mode {
+    /// All that the benchmark compares, with the names that its command line takes.
+    pub const ALL: [(&'static str, Mode); 7] = [
+        ("precopy", Mode::Stock(stock::Mode::PreCopy)),
+        ("autoconverge", Mode::Stock(stock::Mode::AutoConverge)),
+        ("xbzrle", Mode::Stock(stock::Mode::Xbzrle)),
+        ("multifd", Mode::Stock(stock::Mode::Multifd)),
+        ("postcopy", Mode::Stock(stock::Mode::PostCopy)),
+        ("live", Mode::Live),
+        ("stop-copy", Mode::StopCopy),
+    ];
+
+    /// Its name in tables.
+    pub fn title(self) -> String {
+        match self {
+            Mode::Stock(mode) => format!("QEMU {}", mode.name()),
+            Mode::Live => "unmoor live".into(),
+            Mode::StopCopy => "unmoor stop-copy".into(),
+        }
+    }
+}
+
+/// What a move may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The downtime limit that the user sets, the same for all.
+    pub downtime: Duration,
+    /// After this time it does not converge and is cancelled.
+    pub cap: Duration,
+}
+
+impl Limits {
+    /// QEMU's own downtime limit.
+    pub fn capped(seconds: u64) -> Self {
+        Limits {
+            downtime: Duration::from_millis(300),
+            cap: Duration::from_secs(seconds),
+        }
+    }
+}
