@@ -9,6 +9,8 @@ RESULTS := target/results
 # One VM pair at a time: two would measure each other, and 2 cores carry no more.
 E2E := --test-threads=1
 FUZZ_SECONDS ?= 60
+# Words for unmoor-bench; tests/src/bin/unmoor-bench/main.rs tells which.
+BENCH ?=
 
 .PHONY: help tools setup setup-debian build demo test test-unit test-e2e test-slow bench lint fuzz man clean-lab
 
@@ -50,9 +52,9 @@ test-slow: setup-debian ## The whole matrices, and a minute of fuzzing each
 	$(MAKE) fuzz
 	target/release/lab-results test-slow
 
-bench: setup ## Stream throughput, and whole migrations beside stock QEMU's
+bench: setup ## Migrations beside stock QEMU's in every mode (an hour; BENCH='--only W1' for a part)
 	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests
-	target/release/unmoor-bench
+	target/release/unmoor-bench $(BENCH)
 	target/release/unmoor-bench-agent
 
 fuzz: tools ## Coverage-guided fuzzing of every parser, FUZZ_SECONDS each

@@ -22,7 +22,7 @@ pub struct Scene {
     pub workload: Workload,
     /// The VM on host A.
     pub source: Vm,
-    /// The QEMU on host B; absent once it has ended without a VM.
+    /// The QEMU on host B.
     pub destination: Option<Vm>,
     /// Whether the VM has moved.
     pub has_moved: bool,
@@ -86,8 +86,17 @@ impl Scene {
             .try_for_each(|one| one.mark(name))
     }
 
-    /// Moves the VM to a fresh QEMU on host B, and has the job turn that does. `in_use` is the
-    /// guest's memory in use. `more` goes to `unmoor send`.
+    /// Starts a QEMU on host B that waits for the VM.
+    pub fn await_at_b(&mut self) -> Result<()> {
+        // What waited there before has ended by itself, and leaves its network card now.
+        self.destination = None;
+        let options = self.source.options().as_destination();
+        self.destination = Some(Vm::start(&self.lab, Host::B, &options)?);
+        Ok(())
+    }
+
+    /// Moves the VM to the QEMU that waits, and has the job turn that does. `in_use` is the guest's
+    /// memory in use. `more` goes to `unmoor send`.
     pub fn run(
         &mut self,
         mode: Mode,
@@ -95,11 +104,8 @@ impl Scene {
         in_use: u64,
         more: &[&str],
     ) -> Result<(Moved, Option<Turned>)> {
-        // What waited there before has ended by itself, and leaves its network card now.
-        self.destination = None;
-        let options = self.source.options().as_destination();
-        let mut destination = Vm::start(&self.lab, Host::B, &options)?;
         let (lab, source) = (&self.lab, &mut self.source);
+        let destination = self.destination.as_mut().context("nobody waits on host B")?;
         let turning = self.workload.turns;
         let mut control = turning.map(|_| source.take_control()).transpose()?;
         let over = AtomicBool::new(false);
@@ -108,7 +114,7 @@ impl Scene {
                 let over = &over;
                 scope.spawn(move || turn::when_half_has_moved(lab, control, job, in_use / 2, over))
             });
-            let moved = Moved::run(lab, source, &mut destination, mode, limits, more);
+            let moved = Moved::run(lab, source, destination, mode, limits, more);
             over.store(true, Ordering::Release);
             let turned = turning.map(std::thread::ScopedJoinHandle::join);
             (moved, turned)
@@ -122,7 +128,6 @@ impl Scene {
             turned.count_from(moved.begun);
         }
         self.has_moved = moved.converged;
-        self.destination = Some(destination);
         Ok((moved, turned))
     }
 

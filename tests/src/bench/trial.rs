@@ -62,6 +62,7 @@ impl Trial {
 pub fn run(workload: Workload, mode: Mode, limits: &Limits) -> Result<Trial> {
     let jobs = workload.jobs;
     let mut scene = Scene::new(workload)?;
+    scene.await_at_b()?;
     sleep(SETTLE);
     let first = Progress::of_all(scene.vm()?, jobs)?;
     scene.mark("before")?;
