@@ -29,7 +29,7 @@ setup-debian: setup ## The Debian guest, for the slow tests
 build: tools ## The program, optimised
 	$(CARGO) build --release --locked -p unmoor
 
-demo: setup-debian ## Moves a VM with Redis under load from host A to host B
+demo: setup ## A VM that QEMU alone cannot move, moved (4 min after the set-up)
 	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests
 	target/release/unmoor-demo
 

@@ -14,7 +14,7 @@ pub use jobs::{JobOutcome, Progress};
 pub use mode::{Limits, Mode};
 pub use moving::{Moved, RelayUse};
 pub use scene::{AgentUse, Scene};
-pub use trial::{Trial, run};
+pub use trial::{Trial, run, run_with};
 pub use turn::Turned;
 pub use workload::{ALL, Job, Workload};
 

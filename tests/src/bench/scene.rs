@@ -105,7 +105,10 @@ impl Scene {
         more: &[&str],
     ) -> Result<(Moved, Option<Turned>)> {
         let (lab, source) = (&self.lab, &mut self.source);
-        let destination = self.destination.as_mut().context("nobody waits on host B")?;
+        let destination = self
+            .destination
+            .as_mut()
+            .context("nobody waits on host B")?;
         let turning = self.workload.turns;
         let mut control = turning.map(|_| source.take_control()).transpose()?;
         let over = AtomicBool::new(false);
@@ -140,18 +143,14 @@ impl Scene {
         }
     }
 
-    /// Bytes of the guest's memory that are in use, as the guest sees it.
+    /// Bytes of the guest's memory that its kernel does not call free, its own included.
     pub fn in_use_bytes(&mut self) -> Result<u64> {
-        let text = self.vm()?.guest("cat /proc/meminfo")?;
-        let kib = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            let value = line.and_then(|rest| rest.split_ascii_whitespace().next());
-            value
-                .with_context(|| format!("no {name}"))?
-                .parse::<u64>()
-                .context("no number")
-        };
-        Ok((kib("MemTotal:")? - kib("MemFree:")?) * 1024)
+        let vm = self.vm()?;
+        let text = vm.guest("cat /proc/meminfo")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("MemFree:"));
+        let kib = line.and_then(|rest| rest.split_ascii_whitespace().next());
+        let free: u64 = kib.context("no MemFree")?.parse()?;
+        Ok(vm.memory_bytes()?.saturating_sub(free * 1024))
     }
 
     /// What the agent has used so far.

@@ -25,7 +25,7 @@ pub struct Trial {
     pub mode: String,
     /// How the move went.
     pub moved: Moved,
-    /// The guest's memory in use at its start, as the guest sees it.
+    /// The guest's memory that was not free at its start, as the guest sees it.
     pub in_use_bytes: u64,
     /// What the client of Redis saw.
     pub redis: Option<RedisReport>,
@@ -60,10 +60,23 @@ impl Trial {
 
 /// Starts the workload from its saved state, moves it and looks at it afterwards.
 pub fn run(workload: Workload, mode: Mode, limits: &Limits) -> Result<Trial> {
+    run_with(workload, mode, limits, &[], |_| Ok(()))
+}
+
+/// The same with further arguments for `unmoor send`, and something to be done with the running VM
+/// before it is measured.
+pub fn run_with(
+    workload: Workload,
+    mode: Mode,
+    limits: &Limits,
+    more: &[&str],
+    first: impl FnOnce(&mut Scene) -> Result<()>,
+) -> Result<Trial> {
     let jobs = workload.jobs;
     let mut scene = Scene::new(workload)?;
     scene.await_at_b()?;
     sleep(SETTLE);
+    first(&mut scene)?;
     let first = Progress::of_all(scene.vm()?, jobs)?;
     scene.mark("before")?;
     sleep(BEFORE);
@@ -74,7 +87,7 @@ pub fn run(workload: Workload, mode: Mode, limits: &Limits) -> Result<Trial> {
     let agent_before = scene.agent_use()?;
 
     scene.mark("during")?;
-    let (moved, mut turned) = scene.run(mode, limits, in_use_bytes, &[])?;
+    let (moved, mut turned) = scene.run(mode, limits, in_use_bytes, more)?;
     scene.mark("asking")?;
 
     let ended = Progress::of_all(scene.vm()?, jobs)?;
