@@ -162,8 +162,9 @@ impl Unmoor {
         while !seen.1 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let last = seen.0.last().cloned();
-                bail!("unmoor has not ended; its last event is {last:?}");
+                let told = seen.0.iter().filter(|event| event["event"] != "progress");
+                let last: Vec<String> = told.rev().take(12).map(Value::to_string).collect();
+                bail!("unmoor has not ended; its last events are {last:#?}");
             }
             (seen, _) = self
                 .events
