@@ -16,8 +16,8 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// All that the benchmark compares, with the names that its command line takes.
-    pub const ALL: [(&'static str, Mode); 7] = [
+    /// All, with the names that the benchmark's command line takes.
+    pub const ALL: [(&'static str, Mode); 8] = [
         ("precopy", Mode::Stock(stock::Mode::PreCopy)),
         ("autoconverge", Mode::Stock(stock::Mode::AutoConverge)),
         ("xbzrle", Mode::Stock(stock::Mode::Xbzrle)),
@@ -25,7 +25,13 @@ impl Mode {
         ("postcopy", Mode::Stock(stock::Mode::PostCopy)),
         ("live", Mode::Live),
         ("stop-copy", Mode::StopCopy),
+        (
+            "postcopy-preempt",
+            Mode::Stock(stock::Mode::PostCopyPreempt),
+        ),
     ];
+    /// Those that it compares unless told otherwise: so many of them, from the first on.
+    pub const USUAL: usize = 7;
 
     /// Its name in tables.
     pub fn title(self) -> String {

@@ -37,7 +37,7 @@ impl Args {
             runs: 3,
             repeat_capped: false,
             workloads: ALL.to_vec(),
-            modes: Mode::ALL.to_vec(),
+            modes: Mode::ALL[..Mode::USUAL].to_vec(),
         };
         let mut words = words.into_iter();
         while let Some(word) = words.next() {
@@ -65,7 +65,7 @@ impl Args {
 
     /// Whether nothing is left out.
     pub(crate) fn is_whole(&self) -> bool {
-        self.workloads.len() == ALL.len() && self.modes.len() == Mode::ALL.len()
+        self.workloads.len() == ALL.len() && self.modes.len() >= Mode::USUAL
     }
 }
 
@@ -94,6 +94,7 @@ mod tests {
         assert!(parse("")?.is_whole());
         let part = parse("--only W1,W4 --modes stop-copy --runs 1")?;
         assert!(!part.is_whole());
+        assert_eq!(parse("--modes postcopy-preempt")?.modes.len(), 1);
         assert_eq!(
             (part.workloads.len(), part.modes.len(), part.runs),
             (2, 1, 1)

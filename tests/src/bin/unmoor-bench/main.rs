@@ -153,7 +153,7 @@ fn publish(figures: &Figures) -> Result<()> {
     });
     let (before, after) =
         parts.with_context(|| format!("{DOCUMENT} has no marks for the table"))?;
-    fs::write(&path, format!("{before}{begin}\n{text}\n{end}{after}"))?;
+    fs::write(&path, format!("{before}{begin}\n{text}\n\n{end}{after}"))?;
     println!("Tables in {DOCUMENT}");
     Ok(())
 }
