@@ -75,8 +75,8 @@ pub fn run_with(
     let jobs = workload.jobs;
     let mut scene = Scene::new(workload)?;
     scene.await_at_b()?;
-    sleep(SETTLE);
     first(&mut scene)?;
+    sleep(SETTLE);
     let first = Progress::of_all(scene.vm()?, jobs)?;
     scene.mark("before")?;
     sleep(BEFORE);
