@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use depgraph::{Class, ProcessId, Source};
 use guest_proto::{
-    Answer, Armed, Capabilities, Decoder, PageSet, ProcessRecord, Reason, Request, ThawReason,
-    Tier, ToAgent, ToHost, Welcome, encode,
+    Answer, Armed, Capabilities, Decided, Decoder, PageSet, ProcessRecord, Reason, Request,
+    ThawReason, Tier, ToAgent, ToHost, VERSION, Welcome, encode,
 };
 use lab::client::{RedisReport, Running};
 use lab::{Host, Lab, LabOptions, Vm, VmOptions, program, results};
@@ -437,7 +437,7 @@ fn message(to: &ToAgent, last: bool, answer: Answer) -> Vec<u8> {
 fn polite(to: &ToAgent) -> Vec<u8> {
     let answer = match to.request {
         Request::Hello { .. } => Answer::Welcome(Welcome {
-            version: 1,
+            version: VERSION,
             software: "hostile".into(),
             kernel: "\u{1b}[2J".into(),
             tier: Tier::Probes,
@@ -507,6 +507,11 @@ fn a_hostile_agent_costs_the_host_little() -> Result<()> {
                 object: "\u{7}".into(),
             },
             anonymous_kib: u64::MAX,
+            rule: Some(Decided {
+                rule: "\u{1b}[1m".into(),
+                from: "\u{1b}[1m".into(),
+            }),
+            pause_limit: None,
         };
         let records = vec![record(1, 2), record(2, 1), record(2, 3)];
         let mut bytes = message(to, false, Answer::Processes(records));

@@ -30,7 +30,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A window that no host has asked about for so long is closed: it costs the guest's programs.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(120);
 /// Records in one message: at their longest they fit a frame.
-const RECORDS_PER_MESSAGE: usize = 64;
+const RECORDS_PER_MESSAGE: usize = 32;
 /// Candidates in one message: at their longest they fit a frame.
 const CANDIDATES_PER_MESSAGE: usize = 1000;
 
@@ -145,6 +145,10 @@ impl Agent {
             open.asked = Instant::now();
         }
         match request {
+            Request::Hello { version } if version < VERSION => Err(Failure {
+                refusal: Refusal::Unsupported,
+                message: format!("it speaks version {VERSION}: use a newer unmoor on the host"),
+            }),
             Request::Hello { version } => Ok(vec![Answer::Welcome(self.welcome(version))]),
             Request::Arm { rules } => Ok(vec![Answer::Armed(
                 self.arm(rules).map_err(|error| failed(&error))?,

@@ -5,14 +5,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use depgraph::{
-    Class, External, Graph, Interface, Limits, ObjectId, ObjectKind, ProcessId, Relation,
+    Class, External, Graph, Interface, Limits, ObjectId, ObjectKind, ProcessId, Relation, Source,
     Uncertainty,
 };
 use guest_proto::{Candidate, Losses, ProcessRecord, Reason, Rule, Summary, Traits};
 
 use crate::names;
-use crate::policy::{self, FOLDER, Policy};
-use crate::processes;
+use crate::policy::{self, FOLDER, Policy, Verdict};
+use crate::processes::{self, Place};
 use crate::tracker::{Edge, Origin, Snapshot, Task, What, device};
 
 /// Room for a large guest in some 20 MB.
@@ -27,8 +27,30 @@ pub(crate) struct Window {
     began: Instant,
     graph: Graph,
     policy: Policy,
-    /// Where a process belongs, and the rule that decides on it.
-    places: HashMap<ProcessId, (String, Option<String>)>,
+    judged: HashMap<ProcessId, Judged>,
+    /// Units of which a process is in contact with the outside, where a rule asks for them: by
+    /// their control group, and through which process.
+    facing: HashMap<String, ProcessId>,
+}
+
+/// What the rules say of a process.
+#[derive(Debug, Default)]
+struct Judged {
+    name: String,
+    place: Place,
+    verdict: Verdict,
+}
+
+impl Judged {
+    fn traits(&self, id: ProcessId, facing: bool) -> Traits<'_> {
+        Traits {
+            pid: id.pid,
+            name: &self.name,
+            exe: &self.place.exe,
+            cgroup: &self.place.cgroup,
+            facing,
+        }
+    }
 }
 
 impl Window {
@@ -42,7 +64,8 @@ impl Window {
             began: Instant::now(),
             graph: Graph::new(LIMITS),
             policy,
-            places: HashMap::new(),
+            judged: HashMap::new(),
+            facing: HashMap::new(),
         }
     }
 
@@ -51,6 +74,7 @@ impl Window {
         for edge in edges {
             self.edge(edge);
         }
+        self.look_who_faces_clients();
     }
 
     /// Takes what stands.
@@ -133,9 +157,13 @@ impl Window {
     fn record(&self, task: &Task, names: &mut names::Names) -> Option<ProcessRecord> {
         let info = processes::info(task.id)?;
         let class = self.graph.class(task.id).unwrap_or(Class::Independent);
-        let (cgroup, rule) = self.places.get(&task.id).cloned().unwrap_or_default();
-        let reason = match (class, rule) {
-            (Class::Sink | Class::MayPause, Some(rule)) => Reason::Rule(rule),
+        let unknown = Judged::default();
+        let judged = self.judged.get(&task.id).unwrap_or(&unknown);
+        let verdict = judged.verdict.clone();
+        let rule = verdict.treatment.map(|(_, rule)| rule);
+        let reason = match (class, &rule) {
+            (Class::Sink | Class::MayPause, Some(rule)) => Reason::Rule(rule.rule.clone()),
+            _ if verdict.by_facing => self.faces(task.id, &judged.place.cgroup),
             _ => match self.graph.why(task.id) {
                 None => Reason::None,
                 Some(Err(source)) => Reason::Source(source),
@@ -151,28 +179,75 @@ impl Window {
             parent: task.parent,
             name: task.name.clone(),
             command: info.command,
-            cgroup,
+            cgroup: judged.place.cgroup.clone(),
             class,
             reason,
             anonymous_kib: info.anonymous_kib,
+            rule,
+            pause_limit: verdict.limit,
         })
+    }
+
+    /// Its own contact, or that of another process of its unit.
+    fn faces(&self, process: ProcessId, cgroup: &str) -> Reason {
+        let unit = policy::unit(cgroup).unwrap_or("");
+        match (self.graph.own_contact(process), self.facing.get(unit)) {
+            (None, Some(facing)) => Reason::Unit {
+                unit: unit.rsplit('/').next().unwrap_or(unit).to_owned(),
+                facing: *facing,
+            },
+            (contact, _) => Reason::Source(contact.unwrap_or(Source::AlwaysLive)),
+        }
     }
 
     /// What the rules say of a process. It may have become another program since the last time.
     pub(crate) fn judge(&mut self, task: &Task) {
-        let place = processes::place(task.id);
-        let traits = Traits {
-            pid: task.id.pid,
-            name: &task.name,
-            exe: &place.exe,
-            cgroup: &place.cgroup,
-        };
         self.graph.process(task.id);
-        let rule = self.policy.of(&traits);
-        let mark = rule.map(|rule| policy::mark(rule.treatment));
-        let rule = rule.map(ToString::to_string);
-        self.graph.mark(task.id, mark);
-        self.places.insert(task.id, (place.cgroup, rule));
+        let judged = Judged {
+            name: task.name.clone(),
+            place: processes::place(task.id),
+            verdict: Verdict::default(),
+        };
+        self.judged.insert(task.id, judged);
+        self.apply_rules(task.id);
+    }
+
+    fn apply_rules(&mut self, process: ProcessId) {
+        let Some(judged) = self.judged.get_mut(&process) else {
+            return;
+        };
+        let unit = policy::unit(&judged.place.cgroup);
+        let facing = unit.is_some_and(|unit| self.facing.contains_key(unit));
+        let verdict = self.policy.of(&judged.traits(process, facing));
+        let mark = verdict.treatment.as_ref();
+        let mark = mark.map(|(treatment, _)| policy::mark(*treatment));
+        judged.verdict = verdict;
+        self.graph.mark(process, mark);
+    }
+
+    /// Where a rule asks for it: units of which a process has turned out to be in contact with the
+    /// outside. They are so to the end of the window.
+    fn look_who_faces_clients(&mut self) {
+        if !self.policy.asks_who_faces_clients() {
+            return;
+        }
+        let mut found = HashSet::new();
+        for (process, judged) in &self.judged {
+            if let Some(unit) = policy::unit(&judged.place.cgroup)
+                && !self.facing.contains_key(unit)
+                && self.graph.own_contact(*process).is_some()
+            {
+                self.facing.insert(unit.to_owned(), *process);
+                found.insert(unit.to_owned());
+            }
+        }
+        let of_found = self.judged.iter().filter(|(_, judged)| {
+            policy::unit(&judged.place.cgroup).is_some_and(|unit| found.contains(unit))
+        });
+        let concerned: Vec<_> = of_found.map(|(process, _)| *process).collect();
+        for process in concerned {
+            self.apply_rules(process);
+        }
     }
 
     fn edge(&mut self, edge: &Edge) {

@@ -9,6 +9,9 @@ use guest_proto::Rule;
 
 use crate::exit::Exit;
 
+/// Most bytes of rules in a file.
+const POLICY_MAX: usize = 32 << 10;
+
 /// Live migration of QEMU/KVM virtual machines through a relay on each host.
 ///
 /// Works with the QEMU that you already run: start the destination with `-incoming defer`, run
@@ -187,10 +190,9 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = humantime::parse_duration)]
     pub sample: Duration,
 
-    /// A rule that comes before those of the guest, such as `may-pause unit:batch.service`; may
-    /// be given several times.
-    #[arg(long, value_name = "RULE")]
-    pub rule: Vec<Rule>,
+    #[command(flatten)]
+    /// Rules about processes.
+    pub policy: PolicyArgs,
 
     /// Prints one JSON object.
     #[arg(long)]
@@ -228,16 +230,25 @@ pub enum StallArg {
 /// Rules about processes.
 #[derive(Debug, Clone, Args)]
 pub struct PolicyArgs {
-    /// A rule that comes before those of the guest, such as `may-pause unit:batch.service`; may
-    /// be given several times.
+    /// A rule, such as `may-pause unit:batch.service up-to 20s`; may be given several times.
+    /// Where rules are equally specific it comes before those of a file and of the guest.
     #[arg(long, value_name = "RULE")]
     pub rule: Vec<Rule>,
+
+    /// A file with a rule a line, as in the guest's /etc/unmoor/agent.d.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = policy_file)]
+    pub policy: Option<PolicyFile>,
 }
 
+/// The rules of a file.
+#[derive(Debug, Clone)]
+pub struct PolicyFile(Vec<Rule>);
+
 impl PolicyArgs {
-    /// All rules.
-    pub fn rules(&self) -> Result<Vec<Rule>, std::convert::Infallible> {
-        Ok(self.rule.clone())
+    /// All rules, those that come before others first.
+    pub fn rules(&self) -> Vec<Rule> {
+        let of_file = self.policy.iter().flat_map(|file| &file.0);
+        self.rule.iter().chain(of_file).cloned().collect()
     }
 }
 
@@ -326,6 +337,29 @@ fn bandwidth(text: &str) -> Result<u64, String> {
     )]
     let rate = rate as u64;
     Ok(rate)
+}
+
+/// Reads a policy. All that is wrong with it is told at once.
+fn policy_file(path: &str) -> Result<PolicyFile, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let mut found = Vec::new();
+    let mut wrong = Vec::new();
+    for (line, rule) in guest_proto::rules(&text) {
+        match rule {
+            Ok(rule) => found.push(rule),
+            Err(error) => wrong.push(format!("{path}:{line}: {error}")),
+        }
+    }
+    let size: usize = found.iter().map(|rule| rule.to_string().len()).sum();
+    if !wrong.is_empty() {
+        Err(wrong.join("; "))
+    } else if size > POLICY_MAX {
+        Err(format!(
+            "the rules take {size} bytes; what goes to the agent in one message is at most {POLICY_MAX}"
+        ))
+    } else {
+        Ok(PolicyFile(found))
+    }
 }
 
 /// Bytes from a size such as `512MiB` or `2GB`.

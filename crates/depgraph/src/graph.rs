@@ -260,6 +260,14 @@ impl Graph {
         }
     }
 
+    /// Why a process is dependent by itself, whatever a mark says of it; nothing for one that is
+    /// marked to take no part.
+    pub fn own_contact(&self, id: ProcessId) -> Option<Source> {
+        let index = *self.process_index.get(&id)?;
+        let process = &self.processes[index as usize];
+        process.source.filter(|_| !process.is_apart())
+    }
+
     /// The whole chain of a dependent process.
     pub fn chain(&self, id: ProcessId) -> Option<Chain> {
         let mut links = Vec::new();

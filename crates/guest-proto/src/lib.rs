@@ -26,14 +26,14 @@ mod rule;
 pub use frame::{Decoder, FRAME_MAX, TooLarge, encode};
 pub use host::{ANSWER_FRAMES_MAX, Host, ProtocolError, UNASKED};
 pub use message::{
-    Answer, Armed, Candidate, Capabilities, Failure, FrozenReport, Losses, ProcessRecord, Reason,
-    Refusal, Request, Summary, ThawReason, Tier, ToAgent, ToHost, Welcome, shortened,
+    Answer, Armed, Candidate, Capabilities, Decided, Failure, FrozenReport, Losses, ProcessRecord,
+    Reason, Refusal, Request, Summary, ThawReason, Tier, ToAgent, ToHost, Welcome, shortened,
 };
 pub use pages::{PageSet, PageSetBuilder, PageSetError, Run};
-pub use rule::{Rule, RuleError, Subject, Traits, Treatment};
+pub use rule::{PauseLimit, Rule, RuleError, Specificity, Subject, Traits, Treatment, rules};
 
 /// Name of the virtio-serial port.
 pub const PORT: &str = "org.unmoor.0";
 
 /// Version of the protocol. A change that an older side would misread makes a new one.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;

@@ -4,7 +4,7 @@ use depgraph::{Class, ProcessId, Source, Uncertainty, Via};
 use serde::{Deserialize, Serialize};
 
 use crate::pages::PageSet;
-use crate::rule::Rule;
+use crate::rule::{PauseLimit, Rule};
 
 /// From the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -236,6 +236,19 @@ pub struct ProcessRecord {
     pub reason: Reason,
     /// Anonymous memory in use, in KiB.
     pub anonymous_kib: u64,
+    /// The rule about its class, if there is one.
+    pub rule: Option<Decided>,
+    /// Its longest pause, if a rule says, and which.
+    pub pause_limit: Option<(PauseLimit, Decided)>,
+}
+
+/// A rule that decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decided {
+    /// The rule.
+    pub rule: String,
+    /// Where it stands: `host`, `default`, or a file of the guest with the line's number.
+    pub from: String,
 }
 
 /// Why a process is what it is.
@@ -256,6 +269,13 @@ pub enum Reason {
     },
     /// A rule: which.
     Rule(String),
+    /// A rule keeps its whole unit live since one process of it is in contact with the outside.
+    Unit {
+        /// The unit.
+        unit: String,
+        /// That process.
+        facing: ProcessId,
+    },
 }
 
 /// What there is to say about a window as a whole.

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use guest_proto::{
     ANSWER_FRAMES_MAX, Answer, Decoder, FRAME_MAX, Failure, Host, PageSet, PageSetBuilder,
-    PageSetError, ProtocolError, Refusal, Request, Run, Summary, ToAgent, ToHost, encode,
-    fuzz_entry, shortened,
+    PageSetError, PauseLimit, ProtocolError, Refusal, Request, Rule, Run, Summary, ToAgent, ToHost,
+    encode, fuzz_entry, shortened,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -15,7 +15,7 @@ fn hello(session: u64) -> ToAgent {
     ToAgent {
         session,
         id: 1,
-        request: Request::Hello { version: 1 },
+        request: Request::Hello { version: 2 },
     }
 }
 
@@ -39,8 +39,31 @@ fn answer(session: u64, id: u32, last: bool, answer: Answer) -> Vec<u8> {
 fn a_hello_looks_as_it_always_did() {
     assert_eq!(
         frame(&hello(5)),
-        [0, 3, 5, 1, 6, 1, 0x8f, 0x75, 0x5f, 0x60, 0],
+        [0, 3, 5, 1, 6, 2, 0x35, 0x24, 0x56, 0xf9, 0],
     );
+}
+
+#[test]
+fn rules_look_as_they_always_did() {
+    let bytes = |text: &str| postcard::to_stdvec(&text.parse::<Rule>().unwrap()).unwrap();
+    assert_eq!(
+        bytes("may-pause name:a up-to 1s"),
+        [1, 1, 3, 1, b'a', 1, 0xe8, 7]
+    );
+    assert_eq!(
+        bytes("pause-limit pid:7 up-to 1h"),
+        [0, 4, 7, 1, 0x80, 0xdd, 0xdb, 1]
+    );
+    assert_eq!(bytes("always-live facing:clients"), [1, 0, 5, 0]);
+    assert_eq!(bytes("sink unit:a"), [1, 2, 0, 1, b'a', 0]);
+}
+
+/// Whatever comes from the guest, nothing is to stand for longer than that.
+#[test]
+fn a_limit_from_the_wire_is_bounded() {
+    let bytes = postcard::to_stdvec(&u32::MAX).unwrap();
+    let limit: PauseLimit = postcard::from_bytes(&bytes).unwrap();
+    assert_eq!(limit.duration(), PauseLimit::MAX);
 }
 
 #[test]

@@ -41,6 +41,9 @@ pub enum AgentError {
          connected to this channel"
     )]
     Silent,
+    /// It speaks another version of the protocol.
+    #[error("the agent is of another release: run the same unmoor in the guest as here")]
+    Release,
     /// QEMU has ended.
     #[error("QEMU has closed the agent channel")]
     Closed,
@@ -123,7 +126,8 @@ impl Client {
             until,
         };
         match client.ask(Request::Hello { version: VERSION })? {
-            Answer::Welcome(welcome) => Ok((client, welcome)),
+            Answer::Welcome(welcome) if welcome.version == VERSION => Ok((client, welcome)),
+            Answer::Welcome(_) => Err(AgentError::Release),
             _ => Err(AgentError::Unexpected),
         }
     }

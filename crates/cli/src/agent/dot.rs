@@ -29,6 +29,7 @@ pub(super) fn dot(report: &Report) -> String {
         let step = words.step(record).unwrap_or_default();
         let target = match &record.reason {
             Reason::Flow { toward, .. } => format!("p{}", toward.pid),
+            Reason::Unit { facing, .. } => format!("p{}", facing.pid),
             Reason::Source(_) => "outside".into(),
             Reason::None | Reason::Rule(_) => continue,
         };

@@ -71,7 +71,7 @@ fn explain(args: &ExplainArgs) -> Result<Exit, AgentError> {
             printable(reason)
         );
     }
-    let armed = client.arm(args.rule.clone())?;
+    let armed = client.arm(args.policy.rules())?;
     eprintln!(
         "following {} for {}",
         printable(&welcome.kernel),
@@ -166,6 +166,7 @@ fn as_json(welcome: &Welcome, armed: &Armed, report: &Report, hot: &HotSets) -> 
 
 fn process(record: &ProcessRecord, words: &Words<'_>, hot: &HotSets) -> Value {
     let hot = hot.get(&record.id);
+    let limit = record.pause_limit.as_ref();
     let distance = match record.class {
         Class::Dependent { distance } => Some(distance),
         _ => None,
@@ -182,6 +183,9 @@ fn process(record: &ProcessRecord, words: &Words<'_>, hot: &HotSets) -> Value {
         "distance": distance,
         "why": words.chain(record),
         "reason": record.reason,
+        "rule": record.rule,
+        "pause_limit_ms": limit.map(|(limit, _)| limit.duration().as_millis()),
+        "pause_limit_rule": limit.map(|(_, rule)| rule),
         "anonymous_kib": record.anonymous_kib,
         "hot_kib": hot.map(|hot| hot.bytes() / 1024),
         "dirty_bytes_per_s": hot.map(HotSet::bytes_per_s),

@@ -35,7 +35,9 @@ pub(super) fn table(report: &Report, hot: &HotSets) -> String {
                 ),
                 None => (String::new(), String::new()),
             };
-            let reason = words.chain(record).join("; ");
+            let mut reason = words.chain(record);
+            reason.extend(words.limit(record));
+            let reason = reason.join("; ");
             let _ = writeln!(
                 text,
                 "  {:<11} {:>7} {:<15} {:>10} {hot:>9} {rate:>12}  {reason}",

@@ -6,7 +6,7 @@ use depgraph::{
     Class, Direction, External, Interface, Link, ObjectKind, ProcessId, Relation, Source,
     Uncertainty, Via,
 };
-use guest_proto::{ProcessRecord, Reason};
+use guest_proto::{Decided, ProcessRecord, Reason};
 
 /// Longest chain that is told: a guest might send a circle.
 const CHAIN_MAX: usize = 64;
@@ -57,8 +57,21 @@ impl<'a> Words<'a> {
     pub fn step(&self, record: &ProcessRecord) -> Option<String> {
         match &record.reason {
             Reason::None => None,
+            Reason::Source(Source::AlwaysLive) => {
+                let rule = record.rule.as_ref().map(rule).unwrap_or_default();
+                Some(format!("marked always-live{rule}"))
+            }
             Reason::Source(source) => Some(self::source(*source)),
-            Reason::Rule(rule) => Some(format!("rule: {}", printable(rule))),
+            Reason::Rule(text) => Some(match &record.rule {
+                Some(decided) => format!("rule{}", rule(decided)),
+                None => format!("rule: {}", printable(text)),
+            }),
+            Reason::Unit { unit, facing } => {
+                let rule = record.rule.as_ref().map(rule).unwrap_or_default();
+                let unit = printable(unit);
+                let facing = self.process(*facing);
+                Some(format!("{unit} faces the outside through {facing}{rule}"))
+            }
             Reason::Flow {
                 via,
                 toward,
@@ -71,6 +84,12 @@ impl<'a> Words<'a> {
                 Some(self.link(link, object))
             }
         }
+    }
+
+    /// How long it may pause, where a rule says and it may.
+    pub fn limit(&self, record: &ProcessRecord) -> Option<String> {
+        let (limit, decided) = record.pause_limit.as_ref()?;
+        (!record.class.stays_live()).then(|| format!("pauses up to {limit}{}", rule(decided)))
     }
 
     /// A process, with its id.
@@ -119,6 +138,12 @@ impl<'a> Words<'a> {
             }
         }
     }
+}
+
+/// A rule, and where it stands.
+fn rule(decided: &Decided) -> String {
+    let (rule, from) = (printable(&decided.rule), printable(&decided.from));
+    format!(": {rule} ({from})")
 }
 
 /// What an object is called.

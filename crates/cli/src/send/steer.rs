@@ -41,10 +41,6 @@ impl Steering {
         frames: u64,
         report: &mut dyn Report,
     ) -> Result<Self, Failure> {
-        let rules = args
-            .policy
-            .rules()
-            .map_err(|e| Failure::Refused(e.to_string()))?;
         let settings = PilotSettings {
             protocol: match args.protocol {
                 ProtocolArg::Live => Protocol::Live,
@@ -58,7 +54,7 @@ impl Steering {
                 StallArg::Switchover => OnStall::Switchover,
                 StallArg::Abort => OnStall::Abort,
             },
-            rules,
+            rules: args.policy.rules(),
             frames,
         };
         let line = match &args.agent {

@@ -1,7 +1,7 @@
 //! What the pilot makes of the agent's answers.
 
 use depgraph::ProcessId;
-use guest_proto::{Answer, Request, Tier};
+use guest_proto::{Answer, Request, Tier, VERSION};
 
 use super::member::{self, Member, State};
 use super::talk::{Pages, Told};
@@ -65,6 +65,10 @@ impl Pilot {
 
     fn told(&mut self, told: Told, source: &mut Source) {
         match told {
+            Told::Welcome(welcome) if welcome.version != VERSION => {
+                let why = "it is of another release: run the same unmoor in the guest as here";
+                self.agent_lost(why, source);
+            }
             Told::Welcome(welcome) => {
                 let can = welcome.capabilities.owners && welcome.capabilities.freezer;
                 self.step = match (self.settings.protocol, &welcome.tier) {

@@ -47,7 +47,8 @@ impl Member {
     }
 }
 
-/// What the rules say of a process.
-pub(super) fn pause_limit(_record: &ProcessRecord) -> Option<Duration> {
-    None
+/// What the rules say of a process: within bounds, whatever the guest sends.
+pub(super) fn pause_limit(record: &ProcessRecord) -> Option<Duration> {
+    let (limit, _) = record.pause_limit.as_ref()?;
+    Some(limit.duration())
 }
