@@ -250,6 +250,8 @@ mod tests {
             cgroup: String::new(),
             class,
             reason: Reason::None,
+            rule: None,
+            pause_limit: None,
             anonymous_kib,
         };
         let near = Class::Dependent { distance: 1 };

@@ -210,7 +210,7 @@ impl Session<'_> {
     pub(super) fn synchronised(&mut self, when: Duration) {
         let age = wall_clock().map_or(Duration::ZERO, |now| now.saturating_sub(when));
         let when = self.steering.epoch.elapsed().saturating_sub(age);
-        self.steering.pilot.synchronised(when, &self.engine);
+        self.steering.pilot.synchronised(when, &mut self.engine);
     }
 
     /// Whether held pages wait to be sent.

@@ -8,6 +8,7 @@
 //! ```text
 //!            arrives                     walk passes it by
 //!  Held    ──────────► held (newest) ──────────────────────► due ──► sent (it has cooled)
+//!  Stopping ─────────► forwarded
 //!  Standing ─────────► forwarded          the same ─────────► due ──► sent (it is final)
 //!  Live     ─────────► forwarded, or kept and due at once if the link is full
 //!  free     ──────────► held until a later report ──► still free: dropped, else due
@@ -44,7 +45,10 @@ pub enum Treatment {
     Live,
     /// They are kept back while they keep changing.
     Held,
-    /// Its process has been frozen: what arrives is final.
+    /// Its process has been frozen: what arrives is final. What is held may not be: QEMU has not
+    /// synchronised its bitmap since.
+    Stopping,
+    /// QEMU has: what its walk passes by is final, too.
     Standing,
 }
 
@@ -274,7 +278,7 @@ impl Holds {
         }
         let hold = match treatment {
             Some(Treatment::Held) => !(cold && first_walk),
-            Some(Treatment::Live | Treatment::Standing) => false,
+            Some(Treatment::Live | Treatment::Stopping | Treatment::Standing) => false,
             None => class == FREE && !self.asked_again,
         };
         if class == FREE && self.asked_again {
@@ -293,7 +297,7 @@ impl Holds {
         }
         self.release(number);
         Fate::Forward(match treatment {
-            Some(Treatment::Standing) => Origin::Paused,
+            Some(Treatment::Stopping | Treatment::Standing) => Origin::Paused,
             _ => Origin::Live,
         })
     }
@@ -328,10 +332,13 @@ impl Holds {
         if first >= end || self.held.is_empty() {
             return;
         }
-        let classes = &self.classes;
         // A free page waits for the guest's word instead.
-        let cooled = |slot: &u32| group_of(classes, *slot) != FREE;
-        self.due.extend(self.held.range(first..end).filter(cooled));
+        let cooled = |slot: &u32| {
+            let class = self.classes.get(*slot as usize).copied().unwrap_or(NOBODY);
+            class & GROUP_MASK != FREE && self.treatment(class) != Some(Treatment::Stopping)
+        };
+        let passed: Vec<u32> = self.held.range(first..end).filter(cooled).collect();
+        self.due.extend(passed);
     }
 
     /// Everything must go.
@@ -347,6 +354,11 @@ impl Holds {
     /// Pages held, those that are due included.
     pub(crate) fn held_pages(&self) -> u64 {
         self.copies.count() as u64
+    }
+
+    /// Whether another page can be held.
+    pub(crate) fn has_room(&self) -> bool {
+        !self.copies.is_full()
     }
 
     /// Most pages held at once so far.
@@ -365,7 +377,7 @@ impl Holds {
         self.due_from = slot.saturating_add(1);
         let class = self.classes.get(slot as usize).copied().unwrap_or(NOBODY);
         let origin = match self.treatment(class) {
-            Some(Treatment::Standing) => Origin::Paused,
+            Some(Treatment::Stopping | Treatment::Standing) => Origin::Paused,
             Some(Treatment::Held) => Origin::Cooled,
             Some(Treatment::Live) => Origin::Flushed,
             None => Origin::Live,
@@ -495,8 +507,12 @@ mod tests {
         for slot in 0..8 {
             arrive(&mut holds, slot, 1);
         }
-        holds.treat(one, Treatment::Standing);
+        holds.treat(one, Treatment::Stopping);
         assert_eq!(arrive(&mut holds, 0, 2), Fate::Forward(Origin::Paused));
+        // It may have been written after QEMU's last look.
+        holds.passed(0..2);
+        assert_eq!(holds.due_pages(), 0);
+        holds.treat(one, Treatment::Standing);
         holds.passed(0..2);
         assert_eq!(sent(&mut holds), [(1, 1, Origin::Paused)]);
         holds.treat(other, Treatment::Live);

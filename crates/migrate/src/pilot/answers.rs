@@ -216,7 +216,7 @@ impl Pilot {
         for member in &mut self.members {
             if frozen.contains(&member.id) && member.state == State::Held {
                 member.state = State::Frozen { since: now };
-                source.treat(member.group, Treatment::Standing);
+                source.treat(member.group, Treatment::Stopping);
                 stand.push(member.id);
             }
         }

@@ -62,6 +62,9 @@ const READ_RATE: u64 = 500_000_000;
 /// So much live memory is read while the link is full, so that it has something to carry when
 /// QEMU comes to memory that is held.
 const READ_AHEAD: u64 = 128 << 20;
+/// So much of what QEMU has to send stays unread while the link is busy with what is held: it
+/// cannot complete then.
+const UNREAD_MIN: u64 = 8 << 20;
 /// Processes are frozen when the first walk is about to end: so long before.
 const LEAD: Duration = Duration::from_millis(400);
 /// Time between two estimates of what is left of the walk.
@@ -249,10 +252,12 @@ impl Pilot {
         if !self.reads_memory() {
             return false;
         }
-        if source.position().walk < 2 {
+        if source.position().walk < 2 || self.reads_what_stands(source) {
             return true;
         }
-        let undecided = self.step < Step::Open || self.course == Course::Freezing;
+        // Until it is decided who stands, a second walk brings only what is written on.
+        let undecided =
+            self.step < Step::Open || !self.jobs.is_empty() || self.course == Course::Freezing;
         let asked_again = matches!(&self.hearing, Some((hearing, _)) if matches!(hearing.asked(), Request::FreePages));
         time_for(source.due_bytes(), self.link()) <= ALMOST_SENT && !undecided && !asked_again
     }
@@ -263,7 +268,15 @@ impl Pilot {
             .members
             .iter()
             .any(|member| member.state != State::Live);
-        keeps && source.position().walk == 1 && source.due_bytes() < READ_AHEAD
+        let first = source.position().walk == 1 && source.due_bytes() < READ_AHEAD;
+        keeps && source.has_room() && (first || self.reads_what_stands(source))
+    }
+
+    /// Whether memory of processes that stand is still to be seen once more: to be read as fast as
+    /// it comes, so that all that is held is known to be final while the link is busy with it.
+    fn reads_what_stands(&self, source: &Source) -> bool {
+        let unseen = source.held_bytes() - source.due_bytes();
+        matches!(self.course, Course::Circling { .. }) && unseen > UNREAD_MIN
     }
 
     /// When to come back at the latest.
@@ -348,10 +361,15 @@ impl Pilot {
     }
 
     /// QEMU has synchronised its dirty bitmap, at the time `when`.
-    pub fn synchronised(&mut self, when: Duration, source: &Source) {
+    pub fn synchronised(&mut self, when: Duration, source: &mut Source) {
         match &mut self.course {
             Course::Circling { since, synced } if synced.is_none() && when >= *since => {
                 *synced = Some(source.position());
+                for member in &self.members {
+                    if matches!(member.state, State::Frozen { .. }) {
+                        source.treat(member.group, Treatment::Standing);
+                    }
+                }
             }
             Course::Settling(passes) => {
                 *passes += 1;

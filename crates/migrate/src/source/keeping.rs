@@ -111,6 +111,12 @@ impl Source {
         self.with_holds(|holds| holds.link_is_full(full));
     }
 
+    /// Whether another page can be held.
+    pub fn has_room(&self) -> bool {
+        let memory = self.memory.as_ref();
+        memory.is_some_and(|memory| memory.holds.has_room())
+    }
+
     /// Bytes that are held, those that are due included.
     pub fn held_bytes(&self) -> u64 {
         self.page_bytes(self.memory.as_ref().map_or(0, |m| m.holds.held_pages()))
