@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 const SMOOTHING: f64 = 3.0;
 /// Shortest time between two samples.
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
-/// Weight of the newest sample of what a link carries.
-const LINK_NEWEST: f64 = 0.3;
+/// Weight of the newest sample of what a link carries, where it is less than before.
+const LINK_NEWEST: f64 = 0.1;
 
 /// A counter's smoothed rate. Time is the caller's.
 #[derive(Debug, Clone, Copy)]
@@ -73,9 +73,11 @@ impl LinkRate {
         }
         #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
         let rate = self.bytes as f64 / passed.as_secs_f64();
+        // A receiver that is busy for a moment looks like a slow link, and nothing makes a link look
+        // fast: it is believed to be faster at once, and slower by and by.
         self.per_second = Some(match self.per_second {
-            Some(smoothed) => smoothed + LINK_NEWEST * (rate - smoothed),
-            None => rate,
+            Some(before) if rate < before => before + LINK_NEWEST * (rate - before),
+            _ => rate,
         });
         self.full_since = Some(now);
         self.bytes = 0;

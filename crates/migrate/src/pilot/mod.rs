@@ -37,6 +37,9 @@ const CANDIDATE_KIB: u64 = 4 << 10;
 const CANDIDATES_MAX: usize = 32;
 /// Longest wait for the first answers, which no memory is read before.
 const FIRST_ANSWERS_LIMIT: Duration = Duration::from_secs(5);
+/// The first question is asked again when it has not been answered for so long: what is written
+/// to a guest's port just when somebody else lets go of it may be lost.
+const GREET_AGAIN: Duration = Duration::from_secs(1);
 /// An agent that says nothing for so long while the VM runs is given up.
 const SILENCE_LIMIT: Duration = Duration::from_secs(20);
 /// Shortest time over which writing is observed.
@@ -284,7 +287,9 @@ impl Pilot {
         if !self.has_agent() || self.view.stopped {
             return None;
         }
+        let greeted = self.hearing.as_ref().filter(|_| self.step == Step::Hello);
         let next = [
+            greeted.map(|(_, since)| *since + GREET_AGAIN),
             self.hearing
                 .as_ref()
                 .map(|(_, since)| *since + SILENCE_LIMIT),
@@ -308,13 +313,22 @@ impl Pilot {
             return;
         }
         let since = self.hearing.as_ref().map(|(_, since)| *since);
+        if self.step == Step::Hello && since.is_some_and(|since| view.now >= since + GREET_AGAIN) {
+            self.hearing = None;
+        }
         if since.is_some_and(|since| view.now >= since + SILENCE_LIMIT) {
             let seconds = SILENCE_LIMIT.as_secs();
             let why = format!("the agent has been silent for {seconds} s");
             return self.agent_lost(&why, source);
         }
         if !self.reads_memory() && view.now >= begun + FIRST_ANSWERS_LIMIT {
-            return self.agent_lost("the agent answers too slowly to be of use", source);
+            let what = self
+                .hearing
+                .as_ref()
+                .map_or("", |(hearing, _)| hearing.what());
+            let seconds = FIRST_ANSWERS_LIMIT.as_secs();
+            let why = format!("it has not told within {seconds} s {what}");
+            return self.agent_lost(&why, source);
         }
         self.keep_to_the_limits(source);
         self.follow(source);

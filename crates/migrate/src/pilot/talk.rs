@@ -110,6 +110,16 @@ impl Hearing {
     pub(super) fn asked(&self) -> &Request {
         &self.asked
     }
+
+    /// What is to be told, in words.
+    pub(super) fn what(&self) -> &'static str {
+        match self.asked {
+            Request::Hello { .. } => "who it is",
+            Request::Survey { .. } => "which processes may be paused",
+            Request::Owners { .. } => "whose the pages are",
+            _ => "what it was asked",
+        }
+    }
 }
 
 fn bounded(count: usize, limit: usize) -> Result<Option<Told>, String> {
