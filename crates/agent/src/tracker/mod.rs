@@ -7,12 +7,14 @@ mod probes;
 mod records;
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsString;
 use std::io::Read;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
@@ -52,13 +54,45 @@ pub(crate) struct Tracker {
     skeleton: skeleton::TrackerSkel<'static>,
     ring: RingBuffer<'static>,
     arrived: Rc<RefCell<Vec<Edge>>>,
-    links: Vec<Link>,
-    /// Detaches the last window's probes.
-    detaching: Option<JoinHandle<()>>,
+    links: Links,
+    /// Of the last window.
+    detaching: Option<Detaching>,
     missing: Vec<String>,
     /// Ids of the probes, and how often each was skipped before the window.
     skipped_before: Vec<(u32, u64)>,
     ring_full_before: u64,
+}
+
+/// What holds the probes attached, by their names.
+type Links = BTreeMap<OsString, Link>;
+
+/// A thread that detaches probes, one after another.
+struct Detaching {
+    left: Arc<Mutex<Links>>,
+    thread: JoinHandle<()>,
+}
+
+impl Detaching {
+    fn begin(links: Links) -> Self {
+        let left = Arc::new(Mutex::new(links));
+        let rest = Arc::clone(&left);
+        let next = move || rest.lock().ok()?.pop_first();
+        let thread = std::thread::spawn(move || {
+            while let Some(link) = next() {
+                drop(link);
+            }
+        });
+        Detaching { left, thread }
+    }
+
+    /// Ends it; yields those that are attached still.
+    fn stop(self) -> Links {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let links = std::mem::take(&mut *left);
+        drop(left);
+        let _ = self.thread.join();
+        links
+    }
 }
 
 /// What the probes count.
@@ -105,7 +139,7 @@ impl Tracker {
             skeleton,
             ring,
             arrived,
-            links: Vec::new(),
+            links: Links::new(),
             detaching: None,
             missing,
             skipped_before: Vec::new(),
@@ -143,8 +177,8 @@ impl Tracker {
 
     /// Begins a window: forgets what was seen before and attaches the probes, unless they are.
     pub(crate) fn arm(&mut self) -> Result<u16> {
-        if let Some(thread) = self.detaching.take() {
-            let _ = thread.join();
+        if let Some(detaching) = self.detaching.take() {
+            self.links = detaching.stop();
         }
         self.forget();
         let data = self.skeleton.maps.data_data.as_deref_mut();
@@ -153,25 +187,27 @@ impl Tracker {
         for edge in self.mappings()? {
             self.note_written(&edge)?;
         }
-        if self.links.is_empty() {
-            self.links = self.attach()?;
+        if let Err(error) = self.attach() {
+            self.disarm();
+            return Err(error);
         }
         self.skipped_before = self.skipped();
         self.ring_full_before = self.counters().ring_full;
         Ok(u16::try_from(self.links.len()).unwrap_or(u16::MAX))
     }
 
-    /// All probes, or none.
-    fn attach(&mut self) -> Result<Vec<Link>> {
-        self.skeleton
-            .object_mut()
-            .progs_mut()
-            .filter(|program| probes::is_probe(program.section()) && program.autoload())
-            .map(|program| {
-                let link = probes::attach(&program);
-                link.with_context(|| format!("attaching {}", program.name().to_string_lossy()))
-            })
-            .collect()
+    /// All probes that are not attached.
+    fn attach(&mut self) -> Result<()> {
+        for program in self.skeleton.object_mut().progs_mut() {
+            let wanted = probes::is_probe(program.section()) && program.autoload();
+            if wanted && !self.links.contains_key(program.name()) {
+                let name = program.name().to_owned();
+                let link = probes::attach(&program)
+                    .with_context(|| format!("attaching {}", name.to_string_lossy()))?;
+                self.links.insert(name, link);
+            }
+        }
+        Ok(())
     }
 
     /// From now on every flow counts as new, and is told at once: something is about to be frozen
@@ -197,11 +233,11 @@ impl Tracker {
 
     /// Ends a window. The kernel waits at each probe until every task that wants to run has run
     /// (`synchronize_rcu_tasks`), which takes a busy guest half a minute for all: nobody waits
-    /// for that but the next window.
+    /// for that; a window that opens meanwhile takes what is attached still.
     pub(crate) fn disarm(&mut self) {
         let links = std::mem::take(&mut self.links);
         if !links.is_empty() {
-            self.detaching = Some(std::thread::spawn(move || drop(links)));
+            self.detaching = Some(Detaching::begin(links));
         }
         self.forget();
     }
