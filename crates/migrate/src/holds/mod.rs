@@ -109,6 +109,8 @@ pub(crate) struct Holds {
     /// The guest is being asked again what is free: what comes from now on was not looked at.
     asked_again: bool,
     link_is_full: bool,
+    /// QEMU has sent its last page.
+    over: bool,
     peak: usize,
 }
 
@@ -125,6 +127,7 @@ impl Holds {
             due_from: 0,
             asked_again: false,
             link_is_full: false,
+            over: false,
             peak: 0,
         }
     }
@@ -191,6 +194,9 @@ impl Holds {
     /// The guest says that nobody uses these pages: they are kept back until it says so again,
     /// those included that wait for the link already.
     pub(crate) fn may_be_free(&mut self, slots: Range<usize>) {
+        if self.over {
+            return;
+        }
         if let (Some(first), Some(end)) = (number(slots.start), number(slots.end)) {
             let classes = &self.classes;
             let nobodys = |slot: &u32| group_of(classes, *slot) == NOBODY;
@@ -341,8 +347,9 @@ impl Holds {
         self.due.extend(passed);
     }
 
-    /// Everything must go.
+    /// QEMU has sent its last page: everything must go.
     pub(crate) fn all_due(&mut self) {
+        self.over = true;
         self.due = self.held.clone();
     }
 
@@ -581,6 +588,16 @@ mod tests {
         holds.link_is_full(false);
         holds.ask_again();
         assert_eq!(holds.are_free(&[2..3]), [2]);
+        assert_eq!(sent(&mut holds), [(1, 1, Origin::Live)]);
+    }
+
+    #[test]
+    fn in_the_end_nothing_is_kept_back_any_more() {
+        let mut holds = holds();
+        holds.link_is_full(true);
+        arrive(&mut holds, 1, 1);
+        holds.all_due();
+        holds.may_be_free(0..5);
         assert_eq!(sent(&mut holds), [(1, 1, Origin::Live)]);
     }
 

@@ -8,6 +8,7 @@
     reason = "small numbers, and a panic is how a test fails"
 )]
 
+mod meddler;
 mod qemu;
 mod random;
 mod world;
@@ -63,6 +64,13 @@ fn memory_is_equal_and_one_copy_runs_whatever_happens() {
             "page corrupted",
             "settled by verdict",
             "revoked by verdict",
+            "held",
+            "frozen",
+            "turned live",
+            "declared free",
+            "left behind as free",
+            "link full",
+            "no room to hold",
         ] {
             assert!(
                 seen.get(what).is_some_and(|count| *count > 0),
