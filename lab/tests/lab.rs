@@ -215,6 +215,7 @@ fn a_writer_calls_outside_and_answers() -> Result<()> {
     let report: EchoReport = peer.finish()?;
     assert_eq!((report.lost, report.windows.len()), (0, 2), "{report:?}");
     assert!(report.windows[0].answered > 0, "{report:?}");
-    assert!(report.windows[1].longest_gap_ms > 400.0, "{report:?}");
+    // It belongs to the window of the last answer before it, which may be either.
+    assert!(report.longest_gap_ms > 400.0, "{report:?}");
     Ok(())
 }

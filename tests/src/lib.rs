@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod browser;
+pub mod pretender;
 
 use std::time::{Duration, Instant};
 

@@ -1,22 +1,22 @@
 //! The agent in a real guest, and what the host makes of agents that are not what they should be.
 
-use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use depgraph::{Class, ProcessId, Source};
 use guest_proto::{
-    Answer, Armed, Capabilities, Decided, Decoder, PageSet, ProcessRecord, Reason, Request,
-    ThawReason, Tier, ToAgent, ToHost, VERSION, Welcome, encode,
+    Answer, Armed, Capabilities, Decided, PageSet, ProcessRecord, Reason, Request, ThawReason,
+    Tier, ToAgent, VERSION, Welcome, encode,
 };
 use lab::client::{RedisReport, Running};
 use lab::{Host, Lab, LabOptions, Vm, VmOptions, program, results};
 use serde_json::{Value, json};
 use unmoor::agent::{Client, Report};
+use unmoor_tests::pretender::{message, pretend};
 use unmoor_tests::{SHORT, connect_agent, start_writer};
 
 fn guest(lab: &Lab, agent: bool) -> Result<Vm> {
@@ -396,44 +396,6 @@ fn the_agent_tells_which_pages_are_whose() -> Result<()> {
     )
 }
 
-/// In place of QEMU and a guest: answers each request with what `answer` makes of it.
-fn hostile(
-    answer: impl Fn(&ToAgent) -> Vec<u8> + Send + 'static,
-) -> Result<(tempfile::TempDir, thread::JoinHandle<()>)> {
-    let folder = tempfile::tempdir()?;
-    let listener = UnixListener::bind(folder.path().join("agent"))?;
-    let agent = thread::spawn(move || {
-        let Ok((mut stream, _)) = listener.accept() else {
-            return;
-        };
-        let mut decoder = Decoder::new();
-        let mut buffer = [0; 4096];
-        while let Ok(count @ 1..) = stream.read(&mut buffer) {
-            decoder.push(&buffer[..count]);
-            while let Some(request) = decoder.take::<ToAgent>() {
-                // The host may give up in the middle.
-                if stream.write_all(&answer(&request)).is_err() {
-                    return;
-                }
-            }
-        }
-    });
-    Ok((folder, agent))
-}
-
-fn message(to: &ToAgent, last: bool, answer: Answer) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let message = ToHost {
-        session: to.session,
-        id: to.id,
-        last,
-        answer,
-    };
-    // One that does not fit is not sent: the test fails for want of an answer.
-    let _ = encode(&message, &mut bytes);
-    bytes
-}
-
 fn polite(to: &ToAgent) -> Vec<u8> {
     let answer = match to.request {
         Request::Hello { .. } => Answer::Welcome(Welcome {
@@ -456,7 +418,7 @@ fn polite(to: &ToAgent) -> Vec<u8> {
 
 /// Ends with an error that has these words, and without having grown.
 fn refused(answer: impl Fn(&ToAgent) -> Vec<u8> + Send + 'static, words: &str) -> Result<()> {
-    let (folder, agent) = hostile(answer)?;
+    let (folder, agent) = pretend(answer)?;
     let path = folder.path().join("agent");
     // The limit makes a host that keeps what it is sent fail.
     let command = format!(
@@ -533,7 +495,7 @@ fn a_hostile_agent_costs_the_host_little() -> Result<()> {
         },
         "beyond number",
     )?;
-    let (folder, agent) = hostile(move |to| match to.request {
+    let (folder, agent) = pretend(move |to| match to.request {
         Request::Report => circle(to),
         _ => polite(to),
     })?;
