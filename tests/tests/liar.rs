@@ -122,7 +122,7 @@ fn moved(what: Lie) -> Result<(Pair, Value)> {
     let (folder, agent) = pretend(move |to| lie(what, to))?;
     let channel = folder.path().join("agent").display().to_string();
     let mut receiver = pair.receive(&["--once"])?;
-    let limit = HELD_MAX.to_string();
+    let limit = format!("{}MiB", HELD_MAX >> 20);
     let mut sender = pair.send(&["--agent", &channel, "--hold-limit", &limit])?;
     let summary = sender.summary(MIGRATION_LIMIT)?;
     assert_eq!(receiver.exit(SHORT)?, 0);

@@ -77,9 +77,9 @@ fn a_pause_beyond_its_limit_spares_a_process() -> Result<()> {
     assert_eq!(frozen(&summary), 0, "{summary}");
     let told = events.iter().find(|event| event["event"] == "live");
     let why = told.and_then(|event| event["why"].as_str()).unwrap_or("");
-    assert_eq!(
-        why, "they would stand for longer than they may",
-        "{events:?}"
+    assert!(
+        why.starts_with("it would stand for") && why.ends_with("and may for 0.7 s"),
+        "{why}: {events:?}"
     );
     Ok(())
 }
