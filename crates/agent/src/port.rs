@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,6 +17,11 @@ const PATIENCE: Timespec = Timespec {
     tv_sec: 10,
     tv_nsec: 0,
 };
+
+/// What a host sends may arrive before the news that there is a host: an answer waits so long for
+/// that, looking again and again, since the kernel has no event for it.
+const ARRIVAL: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// An open port.
 #[derive(Debug)]
@@ -63,6 +69,7 @@ impl Port {
 
     /// Writes everything. False: the host has gone.
     pub(crate) fn write(&mut self, mut bytes: &[u8]) -> Result<bool> {
+        let begun = Instant::now();
         while !bytes.is_empty() {
             match self.file.write(bytes) {
                 Ok(0) => return Ok(false),
@@ -71,8 +78,12 @@ impl Port {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let mut fds = [PollFd::new(&self.file, PollFlags::OUT)];
                     let ready = poll(&mut fds, Some(&PATIENCE))?;
-                    if ready == 0 || fds[0].revents().contains(PollFlags::HUP) {
+                    let nobody = fds[0].revents().contains(PollFlags::HUP);
+                    if ready == 0 || (nobody && begun.elapsed() >= ARRIVAL) {
                         return Ok(false);
+                    }
+                    if nobody {
+                        sleep(LOOK_EVERY);
                     }
                 }
                 // What a port says that nobody holds at the other end.

@@ -35,6 +35,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Says which processes of a VM depend on the outside world, and why.
     Explain(ExplainArgs),
+    /// Says what moving a VM would be like, and changes nothing.
+    Plan(PlanArgs),
     /// Prints a completion script for a shell.
     Completions {
         /// The shell.
@@ -203,6 +205,49 @@ pub struct ExplainArgs {
     pub dot: bool,
 }
 
+/// Arguments of `unmoor plan`.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::HELP)]
+pub struct PlanArgs {
+    /// QMP socket of the running QEMU.
+    #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
+    pub qmp: PathBuf,
+
+    /// QEMU's socket of the VM's virtio-serial port org.unmoor.0. Without it nobody could be
+    /// paused, and only QEMU's own figures of memory and dirty rate are known.
+    #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
+    pub agent: Option<PathBuf>,
+
+    /// The link's rate, for example 1Gbit or 100MB, per second.
+    #[arg(long, value_name = "RATE", value_parser = bandwidth)]
+    pub bandwidth: u64,
+
+    /// How long to follow who exchanges data with whom.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    pub window: Duration,
+
+    /// How long to watch, after that, which memory processes write, and once more for twice as
+    /// long. Each first write to a page costs them a fault meanwhile.
+    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = sample)]
+    pub sample: Duration,
+
+    /// Longest acceptable stop of the VM at the switchover.
+    #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = downtime)]
+    pub downtime_limit: Duration,
+
+    /// Longest acceptable pause of a process; a rule may allow others more or less.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub max_pause: Duration,
+
+    #[command(flatten)]
+    /// Rules about processes.
+    pub policy: PolicyArgs,
+
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// How memory travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ProtocolArg {
@@ -286,6 +331,15 @@ fn downtime(text: &str) -> Result<Duration, String> {
         Ok(limit)
     } else {
         Err("QEMU takes 1ms to 2000s".into())
+    }
+}
+
+fn sample(text: &str) -> Result<Duration, String> {
+    let sample = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (Duration::from_millis(100)..=Duration::from_secs(60)).contains(&sample) {
+        Ok(sample)
+    } else {
+        Err("100ms to 60s: shorter says little, longer costs the guest".into())
     }
 }
 

@@ -20,6 +20,8 @@ pub enum Exit {
     /// The migration failed and the VM could not be resumed by itself: the message says what to
     /// do.
     NeedsHelp = 6,
+    /// `unmoor plan`: by its forecast the migration would not keep to the limits, or not end.
+    GoalsNotMet = 7,
 }
 
 impl Exit {
@@ -32,7 +34,8 @@ Exit status:
   3  refused: this VM or these hosts cannot migrate like this; nothing was changed
   4  cancelled by a signal or --timeout; the VM runs on where it ran before
   5  in doubt: the connection was lost after the commit; the VM is paused at the source
-  6  failed, and the VM could not be resumed by itself; the message says what to do";
+  6  failed, and the VM could not be resumed by itself; the message says what to do
+  7  plan: the goals cannot be met";
 }
 
 impl From<Exit> for std::process::ExitCode {

@@ -14,6 +14,7 @@ pub mod exit;
 mod guardian;
 mod net;
 mod pace;
+mod plan;
 mod poll;
 mod receive;
 mod report;
@@ -38,6 +39,7 @@ pub fn run(cli: Cli) -> Exit {
         Command::Receive(args) => receive::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => agent::explain::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { directory } => docs::man(&directory),
         Command::Guardian => match guardian::run() {

@@ -18,6 +18,7 @@ mod client;
 mod codec;
 mod error;
 mod facts;
+mod load;
 mod memory_map;
 mod recover;
 mod settings;

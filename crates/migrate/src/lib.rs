@@ -15,6 +15,7 @@
 
 mod destination;
 mod fault;
+pub mod forecast;
 mod guest_map;
 mod holds;
 mod keepalive;

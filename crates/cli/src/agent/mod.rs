@@ -12,3 +12,4 @@ pub(crate) use check::Check;
 pub use client::{AgentError, Client, Pages, Report};
 pub(crate) use line::{Heard, Line};
 pub use words::Words;
+pub(crate) use words::printable;

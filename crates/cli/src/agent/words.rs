@@ -213,7 +213,7 @@ fn outside(external: External) -> String {
 }
 
 /// A text from the guest, without what could play tricks on a terminal.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '?' } else { c })
         .collect()

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Event, Named, Progress, Report, Summary, bytes, count, duration_ms, rate};
+use super::{Event, Forecast, Named, Progress, Report, Summary, bytes, count, duration_ms, rate};
 
 /// Time between progress lines where there is no terminal to rewrite one on.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -197,6 +197,10 @@ fn summarise(summary: &Summary) -> String {
         let who = names(std::slice::from_ref(&one.process));
         paused += &format!("paused          {who} for {pause}\n");
     }
+    let predicted = match &summary.predicted {
+        Some(forecast) => foreseen(forecast),
+        None => String::new(),
+    };
     let free = match summary.pages_free {
         0 => String::new(),
         pages => format!(", {} free", count(pages)),
@@ -206,6 +210,7 @@ fn summarise(summary: &Summary) -> String {
 moved in        {}
 downtime        {downtime}{hook}
 {paused}on the wire     {} for {} of guest memory
+{predicted}\
 pages           {} sent, {} zero, {} dropped as duplicates{free}
 passes          {}
 digest          {} ({} pages)
@@ -226,6 +231,21 @@ relay memory    {}
         summary
             .relay_memory_bytes
             .map_or_else(|| "unknown".to_owned(), bytes),
+    )
+}
+
+/// What had been predicted, on a line of its own.
+fn foreseen(forecast: &Forecast) -> String {
+    let pauses = forecast.pauses.iter().map(|one| one.pause_ms);
+    let pause = match pauses.reduce(f64::max) {
+        Some(ms) => format!(", a pause of {}", duration_ms(ms)),
+        None => String::new(),
+    };
+    format!(
+        "predicted       {}, downtime {}, {}{pause}\n",
+        duration_ms(forecast.total_ms),
+        duration_ms(forecast.downtime_ms),
+        bytes(forecast.wire_bytes),
     )
 }
 

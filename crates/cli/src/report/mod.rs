@@ -18,7 +18,7 @@ use serde::Serialize;
 
 pub(crate) use human::Human;
 pub(crate) use json::Json;
-pub(crate) use record::{Forecast, Wanted};
+pub(crate) use record::{Forecast, ForecastPause, Wanted};
 pub(crate) use recorder::Recorder;
 pub(crate) use units::{bytes, count, duration_ms, rate};
 
@@ -185,6 +185,8 @@ pub(crate) struct Summary {
     pub frozen: Vec<Paused>,
     /// The longest of their pauses.
     pub longest_pause_ms: Option<f64>,
+    /// What had been predicted of it; absent without an agent, and where no end was foreseen.
+    pub predicted: Option<Forecast>,
     pub device_bytes: u64,
     pub passes: u64,
     /// Whether the destination was proven to hold what was sent.
@@ -224,10 +226,6 @@ pub(crate) enum Detail<'a> {
     /// The QEMU that waits for it.
     Destination(&'a VmFacts),
     /// What was predicted.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "told once something predicts a migration")
-    )]
     Forecast(Forecast),
     /// What every process is, and why.
     Processes(&'a [ProcessRecord]),

@@ -75,7 +75,7 @@ pub(crate) enum Outcome {
     NotMoved { exit: u8, error: String, vm: String },
 }
 
-/// What was predicted before anything began.
+/// What was predicted of a migration when it had just begun.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Forecast {
     pub total_ms: f64,

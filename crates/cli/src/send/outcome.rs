@@ -47,6 +47,7 @@ impl Session<'_> {
             agent_ms: self.steering.agent_time.map(millis),
             frozen,
             longest_pause_ms,
+            predicted: self.steering.predicted.take(),
             device_bytes: stats.device_bytes,
             passes: self.meters.passes.max(1),
             digest: "equal",

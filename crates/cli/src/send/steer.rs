@@ -14,7 +14,7 @@ use super::meter::LinkRate;
 use super::session::{Session, WAITING_MAX, failed, wall_clock};
 use crate::agent::{AgentError, Client, Heard, Line};
 use crate::args::{ProtocolArg, SendArgs, StallArg};
-use crate::report::{Detail, Event, Named, Paused, Report, Writer};
+use crate::report::{Detail, Event, Forecast, Named, Paused, Report, Writer};
 
 /// Longest wait for an agent to thaw what is frozen after a migration that failed.
 const THAW_LIMIT: Duration = Duration::from_secs(5);
@@ -26,6 +26,11 @@ pub(super) struct Steering {
     epoch: Instant,
     pub(super) link_rate: LinkRate,
     pub(super) processes: Vec<ProcessRecord>,
+    pub(super) jobs: Vec<Job>,
+    /// Everything is known that can be before the migration is under way.
+    pub(super) writers_known: bool,
+    pub(super) foreseen: bool,
+    pub(super) predicted: Option<Forecast>,
     /// When the freezing of a process was asked for, on the wall clock.
     asked_to_freeze: HashMap<ProcessId, Duration>,
     /// Pages that the guest declared free when the migration began.
@@ -76,6 +81,10 @@ impl Steering {
             epoch: Instant::now(),
             link_rate: LinkRate::default(),
             processes: Vec::new(),
+            jobs: Vec::new(),
+            writers_known: false,
+            foreseen: false,
+            predicted: None,
             asked_to_freeze: HashMap::new(),
             free_at_start: None,
             agent_time: None,
@@ -111,7 +120,7 @@ impl Steering {
             .collect()
     }
 
-    fn named(&self, id: ProcessId) -> Named {
+    pub(super) fn named(&self, id: ProcessId) -> Named {
         let record = self.processes.iter().find(|record| record.id == id);
         Named {
             pid: id.pid,
@@ -176,6 +185,7 @@ impl Session<'_> {
         if self.steering.agent_time.is_none() && self.steering.pilot.reads_memory() {
             self.steering.agent_time = Some(self.steering.epoch.elapsed());
         }
+        self.foresee();
         Ok(())
     }
 
@@ -266,6 +276,8 @@ impl Session<'_> {
                     bytes_per_s: job.rate,
                 };
                 let processes = jobs.iter().map(writer).collect();
+                self.steering.jobs = jobs;
+                self.steering.writers_known = true;
                 Event::Writing { processes }
             }
             PilotNews::Freezing(who, expected) => {

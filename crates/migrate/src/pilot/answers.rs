@@ -7,7 +7,7 @@ use super::member::{self, Member, State};
 use super::talk::{Pages, Told};
 use super::{
     ALL_PROBES_MIN, CANDIDATES_MAX, Course, FreePages, Job, Pilot, PilotAction, PilotNews,
-    Protocol, RENEW_EVERY, SWEEPS, Step,
+    Protocol, RENEW_EVERY, Step, sweeps,
 };
 use crate::{Source, Treatment};
 
@@ -182,7 +182,7 @@ impl Pilot {
         for member in self.members.iter_mut().filter(|m| m.state == State::Held) {
             let written = pages.by_process.iter().find(|(id, _)| *id == member.id);
             let written = written.map_or(0, |(_, written)| *written);
-            let sweeps = written.saturating_mul(SWEEPS) >= member.pages;
+            let sweeps = sweeps(written, member.pages);
             if !sweeps {
                 source.only_hot(member.group, &pages.runs);
             }

@@ -27,14 +27,14 @@ use guest_proto::{Request, ThawReason, VERSION};
 use crate::{Source, Treatment, WalkPosition};
 use member::{Member, State};
 pub use settings::{OnStall, PilotAction, PilotNews, PilotSettings, Protocol, View};
-pub use stages::{Job, Spared, Stages, pause, stages};
+pub use stages::{Job, Spared, Stages, pause, stages, sweeps};
 pub use stall::Stall;
 use talk::Hearing;
 
 /// Processes with less anonymous memory are moved live, unseen.
-const CANDIDATE_KIB: u64 = 4 << 10;
+pub const CANDIDATE_KIB: u64 = 4 << 10;
 /// Most processes whose memory is looked at: the largest.
-const CANDIDATES_MAX: usize = 32;
+pub const CANDIDATES_MAX: usize = 32;
 /// Longest wait for the first answers, which no memory is read before.
 const FIRST_ANSWERS_LIMIT: Duration = Duration::from_secs(5);
 /// The first question is asked again when it has not been answered for so long: what is written
@@ -43,7 +43,7 @@ const GREET_AGAIN: Duration = Duration::from_secs(1);
 /// An agent that says nothing for so long while the VM runs is given up.
 const SILENCE_LIMIT: Duration = Duration::from_secs(20);
 /// Shortest time over which writing is observed.
-const SAMPLE: Duration = Duration::from_millis(500);
+pub const SAMPLE: Duration = Duration::from_millis(500);
 /// Time between two looks at who has turned dependent.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Processes are thawed if nothing is heard from here for so long.
@@ -54,7 +54,7 @@ const RENEW_EVERY: Duration = Duration::from_millis(1500);
 const FREEZE_LIMIT: Duration = Duration::from_millis(1500);
 /// Nobody is frozen before flows have been followed for so long, the time in which probes were
 /// attached included,
-const WINDOW_MIN: Duration = Duration::from_secs(1);
+pub(crate) const WINDOW_MIN: Duration = Duration::from_secs(1);
 /// nor before all probes have been at work for so long.
 const ALL_PROBES_MIN: Duration = Duration::from_millis(300);
 /// While so much of what is due is still to be sent, QEMU is not read any more: what is dirtied
@@ -69,20 +69,18 @@ const READ_AHEAD: u64 = 128 << 20;
 /// cannot complete then.
 const UNREAD_MIN: u64 = 8 << 20;
 /// Processes are frozen when the first walk is about to end: so long before.
-const LEAD: Duration = Duration::from_millis(400);
+pub(crate) const LEAD: Duration = Duration::from_millis(400);
 /// Time between two estimates of what is left of the walk.
 const ESTIMATE_EVERY: Duration = Duration::from_millis(50);
-/// Of a process that writes less than one page in so many, only the written pages are held.
-const SWEEPS: u64 = 3;
 /// QEMU's synchronisations between the last held page and the user's downtime limit: what was
 /// dirtied while held pages travelled goes live, in a short pass of its own.
-const SETTLING_PASSES: u32 = 2;
+pub(crate) const SETTLING_PASSES: u32 = 2;
 /// A limit that QEMU never reaches while memory is written.
 const NEVER: Duration = Duration::from_millis(1);
 /// A limit that QEMU always reaches.
 const AT_ONCE: Duration = Duration::from_secs(2000);
 /// What a link is taken to carry until that is known, in bytes a second.
-const ASSUMED_LINK: u64 = 125_000_000;
+pub const ASSUMED_LINK: u64 = 125_000_000;
 /// How far the guest's processors are throttled more at each stall, in percent.
 const THROTTLE_STEP: u8 = 20;
 /// QEMU's own limit.
@@ -233,6 +231,11 @@ impl Pilot {
     /// Whether all is known that must be before memory is read.
     pub fn reads_memory(&self) -> bool {
         self.step > Step::Owners
+    }
+
+    /// Whether anybody's memory is kept back, or has been.
+    pub fn has_members(&self) -> bool {
+        !self.members.is_empty()
     }
 
     /// Whether the agent follows flows, and may hold processes.

@@ -59,6 +59,7 @@ fn summary() -> Summary {
         held_peak_pages: 40_000,
         guest_nonfree_bytes: Some(500_000_000),
         agent_ms: Some(200.0),
+        predicted: None,
         frozen: vec![Paused {
             process: who(20, HOSTILE),
             pause_ms: Some(1500.0),
