@@ -1,5 +1,7 @@
 //! Agents that lie while a VM moves: at most the VM pays for it, never the host.
 
+use std::thread::JoinHandle;
+
 use anyhow::{Context, Result, ensure};
 use depgraph::{Class, ProcessId};
 use guest_proto::{
@@ -7,7 +9,9 @@ use guest_proto::{
     ProcessRecord, Reason, Refusal, Request, Run, Summary, Tier, ToAgent, VERSION, Welcome,
 };
 use lab::VmOptions;
+use lab::relay::Unmoor;
 use serde_json::Value;
+use tempfile::TempDir;
 use unmoor_tests::pretender::{message, pretend};
 use unmoor_tests::{
     MIGRATION_LIMIT, Pair, SHORT, await_writing, relay_memory_limit, start_writer, verify_writer,
@@ -115,29 +119,50 @@ fn lie(lie: Lie, to: &ToAgent) -> Vec<u8> {
     message(to, true, answer)
 }
 
-/// Moves a VM with such an agent; yields it at the destination, and the summary.
-fn moved(what: Lie) -> Result<(Pair, Value)> {
+/// A VM that is being moved with such an agent.
+struct Moving {
+    pair: Pair,
+    receiver: Unmoor,
+    sender: Unmoor,
+    agent: JoinHandle<()>,
+    _folder: TempDir,
+}
+
+fn begin(what: Lie) -> Result<Moving> {
     let mut pair = Pair::new(&VmOptions::default())?;
     start_writer(&mut pair.source, 64, 20, "full")?;
     let (folder, agent) = pretend(move |to| lie(what, to))?;
     let channel = folder.path().join("agent").display().to_string();
-    let mut receiver = pair.receive(&["--once"])?;
+    let receiver = pair.receive(&["--once"])?;
     let limit = format!("{}MiB", HELD_MAX >> 20);
-    let mut sender = pair.send(&["--agent", &channel, "--hold-limit", &limit])?;
-    let summary = sender.summary(MIGRATION_LIMIT)?;
-    assert_eq!(receiver.exit(SHORT)?, 0);
-    drop(sender);
-    agent.join().ok().context("the liar panicked")?;
-    let memory = summary["relay_memory_bytes"].as_u64().unwrap_or(u64::MAX);
-    let bound = relay_memory_limit(&summary) + HELD_MAX + 6 * FRAMES;
-    ensure!(memory <= bound, "{memory} > {bound}: {summary}");
-    assert_eq!(pair.source.status()?, "postmigrate");
-    Ok((pair, summary))
+    let sender = pair.send(&["--agent", &channel, "--hold-limit", &limit])?;
+    Ok(Moving {
+        pair,
+        receiver,
+        sender,
+        agent,
+        _folder: folder,
+    })
+}
+
+impl Moving {
+    /// It arrives; the relay has not grown beyond its bound.
+    fn arrives(mut self) -> Result<(Pair, Value)> {
+        let summary = self.sender.summary(MIGRATION_LIMIT)?;
+        assert_eq!(self.receiver.exit(SHORT)?, 0);
+        drop(self.sender);
+        self.agent.join().ok().context("the liar panicked")?;
+        let memory = summary["relay_memory_bytes"].as_u64().unwrap_or(u64::MAX);
+        let bound = relay_memory_limit(&summary) + HELD_MAX + 6 * FRAMES;
+        ensure!(memory <= bound, "{memory} > {bound}: {summary}");
+        assert_eq!(self.pair.source.status()?, "postmigrate");
+        Ok((self.pair, summary))
+    }
 }
 
 #[test]
 fn a_process_that_owns_everything_and_never_stands_loses_nothing() -> Result<()> {
-    let (mut pair, summary) = moved(Lie::AllIsOneProcess)?;
+    let (mut pair, summary) = begin(Lie::AllIsOneProcess)?.arrives()?;
     ensure!(
         summary["frozen"][0]["name"] == "liar",
         "nothing was believed: {summary}"
@@ -148,16 +173,28 @@ fn a_process_that_owns_everything_and_never_stands_loses_nothing() -> Result<()>
 
 #[test]
 fn frames_that_do_not_exist_end_the_conversation_alone() -> Result<()> {
-    let (mut pair, summary) = moved(Lie::BeyondTheEnd)?;
+    let (mut pair, summary) = begin(Lie::BeyondTheEnd)?.arrives()?;
     assert_eq!(summary["frozen"].as_array().map(Vec::len), Some(0));
     verify_writer(&mut pair.destination)?;
     await_writing(&mut pair.destination)
 }
 
-/// What the guest has thrown away is gone, and nothing else: the move ends as any other.
+/// What the guest has thrown away is gone, and nothing else: either it arrives, or, where a device
+/// needed what is missing, the destination refuses it and it runs on at the source, whole.
 #[test]
 fn a_guest_that_declares_all_its_memory_free_harms_itself_alone() -> Result<()> {
-    let (_pair, summary) = moved(Lie::AllIsFree)?;
-    ensure!(summary["pages_free"].as_u64() > Some(0), "{summary}");
-    Ok(())
+    let mut moving = begin(Lie::AllIsFree)?;
+    if moving.sender.exit(MIGRATION_LIMIT)? == 0 {
+        let (_pair, summary) = moving.arrives()?;
+        ensure!(summary["pages_free"].as_u64() > Some(0), "{summary}");
+        return Ok(());
+    }
+    let failed = moving.sender.await_event("failed", SHORT)?;
+    assert_eq!(failed["exit"], 1, "{failed}");
+    assert_eq!(failed["vm"], "the VM has been resumed at the source");
+    ensure!(moving.receiver.exit(SHORT)? != 0, "the receiver is content");
+    let mut pair = moving.pair;
+    assert_eq!(pair.source.status()?, "running");
+    verify_writer(&mut pair.source)?;
+    await_writing(&mut pair.source)
 }
