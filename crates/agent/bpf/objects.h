@@ -123,7 +123,7 @@ static __always_inline bool use(struct task_struct *task, struct object *object,
 	struct file_key file = { object->a, object->b };
 	u8 yes = 1;
 
-	if (object->kind == KIND_NONE || is_exempt(task))
+	if (object->kind == KIND_NONE || is_unwatched(task))
 		return true;
 	if (object->kind == KIND_FILE && !(direction & WRITES) && !lasting &&
 	    !bpf_map_lookup_elem(&written, &file))

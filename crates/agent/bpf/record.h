@@ -14,6 +14,8 @@
 /* Set before the probes are loaded. */
 const volatile u32 agent_pid = 0;
 
+/* A window is open. Most probes stay attached between windows. */
+u32 armed = 0;
 /* Mixed into every signature: a new window forgets the old one's. */
 u64 epoch = 1;
 u64 seen[SEEN];
@@ -77,6 +79,12 @@ static __always_inline bool is_exempt(struct task_struct *task)
 	return (task->flags & PF_KTHREAD) || task->tgid == agent_pid;
 }
 
+/* As is everybody while no window is open. */
+static __always_inline bool is_unwatched(struct task_struct *task)
+{
+	return !armed || is_exempt(task);
+}
+
 static __always_inline struct edge_key key_of(struct task_struct *task, u16 kind, u64 a, u64 b,
 					      u8 direction)
 {
@@ -126,14 +134,14 @@ static __noinline bool record(struct edge_key *key, struct edge_value *value)
 	return true;
 }
 
-/* Records what a task does to an object, unless it is exempt. */
+/* Records what a task does to an object, unless it is not watched. */
 static __always_inline bool record_flow(struct task_struct *task, u16 kind, u64 a, u64 b,
 					u8 direction)
 {
 	struct edge_value value = {};
 	struct edge_key key;
 
-	if (is_exempt(task))
+	if (is_unwatched(task))
 		return true;
 	key = key_of(task, kind, a, b, direction);
 	return record(&key, &value);
@@ -147,7 +155,7 @@ static __always_inline void record_relation(struct task_struct *task, struct tas
 	struct edge_key key;
 	u64 signature;
 
-	if (is_exempt(task) || is_exempt(other))
+	if (is_unwatched(task) || is_exempt(other))
 		return;
 	signature = mix(mix(identity(task), other->start_boottime), ((u64)relation << 32) + other->pid);
 	if (is_seen(signature))

@@ -116,7 +116,7 @@ static __always_inline bool record_external(struct task_struct *task, u8 which, 
 	struct edge_value value = {};
 	struct edge_key key;
 
-	if (is_exempt(task))
+	if (is_unwatched(task))
 		return true;
 	/* One edge a process and interface: the first peer stands for all. */
 	key = key_of(task, KIND_EXTERNAL, interface(which, detail), 0, direction);

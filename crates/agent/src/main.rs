@@ -31,6 +31,9 @@ use rustix::process::nice;
 use serve::{Agent, Means};
 use tracker::Tracker;
 
+/// Three times the share of an ordinary process.
+const NICENESS: i32 = -5;
+
 const USAGE: &str = "\
 Follows who exchanges data with whom, for unmoor on the host.
 
@@ -85,9 +88,9 @@ fn outcome(undone: std::io::Result<usize>) -> ExitCode {
 }
 
 fn serve(port: Port) -> Result<()> {
-    // On a guest that is busy, what it has to do for a host that waits comes first. Without the
-    // privilege it takes longer.
-    let _ = nice(-20);
+    // On a guest that is busy the host would wait for long; but services wait for what this process
+    // takes. Without the privilege it takes longer.
+    let _ = nice(NICENESS);
     let means = match Tracker::load() {
         Ok(tracker) => Means::Probes(tracker),
         Err(error) => {

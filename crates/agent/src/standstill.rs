@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use depgraph::{ObjectId, ProcessId, Relation};
 use guest_procs::guardian::Guardian;
-use guest_procs::{FOLDER, Freezer, Lease, Quiet, realtime};
+use guest_procs::{FOLDER, Freezer, Lease, Quiet, ordinary, realtime};
 use guest_proto::FrozenReport;
 
 use crate::tracker::{Edge, What};
@@ -39,8 +39,6 @@ impl Standstill {
         command.arg("guardian");
         let guardian = Guardian::spawn(command).context("starting the guardian")?;
         let freezer = Freezer::new(FOLDER.as_ref(), &[guardian.pid()])?;
-        // It has to get through where those that are to stand keep every processor busy.
-        realtime();
         Ok(Standstill {
             guardian,
             freezer,
@@ -66,9 +64,11 @@ impl Standstill {
             self.quiet = Some(Quiet::begin(FOLDER.as_ref())?);
         }
         let begin = Instant::now();
+        let urgent = Urgent::begin();
         let outcome = self
             .freezer
             .freeze(processes, begin + deadline.min(DEADLINE_MAX))?;
+        drop(urgent);
         self.lease.renew(Instant::now(), lease.min(LEASE_MAX));
         self.note_frozen();
         Ok(FrozenReport {
@@ -120,14 +120,18 @@ impl Standstill {
 
     /// Thaws a process and those that were frozen together with it.
     pub(crate) fn thaw(&mut self, process: ProcessId) -> Result<Vec<ProcessId>> {
+        let urgent = Urgent::begin();
         let thawed = self.freezer.thaw(process);
+        drop(urgent);
         self.note_frozen();
         Ok(thawed?)
     }
 
     /// Thaws all.
     pub(crate) fn thaw_all(&mut self) -> Result<Vec<ProcessId>> {
+        let urgent = Urgent::begin();
         let thawed = self.freezer.thaw_all();
+        drop(urgent);
         self.lease.end();
         self.quiet = None;
         self.note_frozen();
@@ -154,5 +158,22 @@ impl Standstill {
         let frozen = &self.frozen;
         self.reached_by
             .retain(|_, process| frozen.contains(process));
+    }
+}
+
+/// While it lasts, this process runs before all others: it has to get through where those that are
+/// to stand keep every processor busy. No longer than that, since services wait meanwhile.
+struct Urgent;
+
+impl Urgent {
+    fn begin() -> Self {
+        realtime();
+        Urgent
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        ordinary();
     }
 }

@@ -24,7 +24,7 @@ pub use freezer::{Freezer, Frozen, Means, Outcome, Refusal};
 pub use lease::Lease;
 pub use process::{Stat, identify, is_same};
 pub use quiet::Quiet;
-pub use realtime::{Realtime, realtime};
+pub use realtime::{Realtime, ordinary, realtime};
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};

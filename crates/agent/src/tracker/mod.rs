@@ -1,19 +1,21 @@
-//! The probes: loaded when the agent starts, attached while a window is open.
+//! The probes: loaded when the agent starts, at work while a window is open.
 //!
-//! Attached probes cost something on every system call even when they do nothing, so nothing is
-//! attached between windows; loading, which takes seconds under emulation, is done beforehand.
+//! Loading takes seconds under emulation, and attaching one probe some 30 ms of a processor: that is
+//! done beforehand. Only the few probes in the way of what programs do all the time cost something
+//! even when they record nothing: those are attached when a window opens.
 
 mod probes;
 mod records;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -54,6 +56,9 @@ pub(crate) struct Tracker {
     skeleton: skeleton::TrackerSkel<'static>,
     ring: RingBuffer<'static>,
     arrived: Rc<RefCell<Vec<Edge>>>,
+    /// What is attached as long as the agent lives.
+    resident: Links,
+    /// What is attached while a window is open.
     links: Links,
     /// Of the last window.
     detaching: Option<Detaching>,
@@ -135,16 +140,21 @@ impl Tracker {
             0
         })?;
         let ring = ring.build()?;
-        Ok(Tracker {
+        let mut tracker = Tracker {
             skeleton,
             ring,
             arrived,
+            resident: Links::new(),
             links: Links::new(),
             detaching: None,
             missing,
             skipped_before: Vec::new(),
             ring_full_before: 0,
-        })
+        };
+        let mut resident = Links::new();
+        tracker.attach(&mut resident, |name| !probes::is_hot(name))?;
+        tracker.resident = resident;
+        Ok(tracker)
     }
 
     /// Probes that this kernel has no place for.
@@ -175,39 +185,61 @@ impl Tracker {
         Ok(())
     }
 
-    /// Begins a window: forgets what was seen before and attaches the probes, unless they are.
+    /// Begins a window: forgets what was seen before, and attaches what is not.
     pub(crate) fn arm(&mut self) -> Result<u16> {
-        if let Some(detaching) = self.detaching.take() {
-            self.links = detaching.stop();
-        }
+        let mut links = match self.detaching.take() {
+            Some(detaching) => detaching.stop(),
+            None => std::mem::take(&mut self.links),
+        };
+        self.set_armed(false);
         self.forget();
-        let data = self.skeleton.maps.data_data.as_deref_mut();
-        data.context("no variables")?.epoch += 1;
         // What processes have mapped to write is being written.
         for edge in self.mappings()? {
             self.note_written(&edge)?;
         }
-        if let Err(error) = self.attach() {
+        let attached = self.attach(&mut links, probes::is_hot);
+        self.links = links;
+        if let Err(error) = attached {
             self.disarm();
             return Err(error);
         }
         self.skipped_before = self.skipped();
         self.ring_full_before = self.counters().ring_full;
-        Ok(u16::try_from(self.links.len()).unwrap_or(u16::MAX))
+        // A probe that is not armed takes note of what it sees as seen, with the epoch that it
+        // read before: so the epoch comes last.
+        self.set_armed(true);
+        self.next_epoch();
+        let count = self.resident.len() + self.links.len();
+        Ok(u16::try_from(count).unwrap_or(u16::MAX))
     }
 
-    /// All probes that are not attached.
-    fn attach(&mut self) -> Result<()> {
+    /// The probes of this kind that are not attached.
+    fn attach(&mut self, links: &mut Links, kind: impl Fn(&OsStr) -> bool) -> Result<()> {
         for program in self.skeleton.object_mut().progs_mut() {
             let wanted = probes::is_probe(program.section()) && program.autoload();
-            if wanted && !self.links.contains_key(program.name()) {
+            if wanted && kind(program.name()) && !links.contains_key(program.name()) {
                 let name = program.name().to_owned();
                 let link = probes::attach(&program)
                     .with_context(|| format!("attaching {}", name.to_string_lossy()))?;
-                self.links.insert(name, link);
+                links.insert(name, link);
             }
         }
         Ok(())
+    }
+
+    fn set_armed(&mut self, armed: bool) {
+        if let Some(variables) = self.skeleton.maps.bss_data.as_deref_mut() {
+            variables.armed = u32::from(armed);
+        }
+        // Whatever is written next, the probes see after this.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Every flow counts as new again.
+    fn next_epoch(&mut self) {
+        if let Some(variables) = self.skeleton.maps.data_data.as_deref_mut() {
+            variables.epoch += 1;
+        }
     }
 
     /// From now on every flow counts as new, and is told at once: something is about to be frozen
@@ -218,9 +250,7 @@ impl Tracker {
             variables.urgent = u32::from(closely);
         }
         if closely {
-            if let Some(variables) = self.skeleton.maps.data_data.as_deref_mut() {
-                variables.epoch += 1;
-            }
+            self.next_epoch();
             self.drain_table(&mut edges)?;
         }
         Ok(edges)
@@ -231,10 +261,10 @@ impl Tracker {
         iterate(&self.skeleton.progs.held_files, EDGE, Edge::read)
     }
 
-    /// Ends a window. The kernel waits at each probe until every task that wants to run has run
-    /// (`synchronize_rcu_tasks`), which takes a busy guest half a minute for all: nobody waits
-    /// for that; a window that opens meanwhile takes what is attached still.
+    /// Ends a window. When a probe is detached the kernel waits until every task that wants to run
+    /// has run (`synchronize_rcu_tasks`), which takes a busy guest seconds: nobody waits for that; a window that opens meanwhile takes what is attached still.
     pub(crate) fn disarm(&mut self) {
+        self.set_armed(false);
         let links = std::mem::take(&mut self.links);
         if !links.is_empty() {
             self.detaching = Some(Detaching::begin(links));

@@ -9,6 +9,14 @@ use libbpf_rs::{Link, OpenObject, ProgramAttachType, ProgramMut, ProgramType};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
+/// What costs a pipe, a socket or a futex several percent even while nothing is recorded.
+const HOT: [&str; 4] = [
+    "file_permission",
+    "socket_sendmsg",
+    "socket_recvmsg",
+    "sched_waking",
+];
+
 /// Switches off the programs for which this kernel has no place, and chooses the way of the
 /// others. Returns the names of those switched off.
 pub(super) fn fit(object: &mut OpenObject) -> Result<Vec<String>> {
@@ -64,6 +72,11 @@ pub(super) fn fit(object: &mut OpenObject) -> Result<Vec<String>> {
 /// Whether a program is one of those that follow processes, rather than read what stands.
 pub(super) fn is_probe(section: &OsStr) -> bool {
     !section.to_string_lossy().starts_with("iter/")
+}
+
+/// Whether a probe is in the way of what programs do all the time: reading, writing, waking.
+pub(super) fn is_hot(name: &OsStr) -> bool {
+    HOT.iter().any(|hot| name == *hot)
 }
 
 /// Attaches a probe.
