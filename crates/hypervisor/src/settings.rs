@@ -33,6 +33,10 @@ const OFF_AT_DESTINATION: [&str; 3] = ["postcopy-preempt", "postcopy-ram", "late
 /// Events tell when the migration and the VM change state.
 const ON: [&str; 1] = ["events"];
 
+/// What QEMU (8.2 and later) takes the link to carry when it decides whether what is left fits the
+/// downtime limit, in place of what it has measured.
+pub(crate) const LINK_RATE: &str = "avail-switchover-bandwidth";
+
 /// What the user wants of a migration.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
@@ -76,7 +80,19 @@ impl Saved {
             }
         }
         let off = OFF_AT_SOURCE.iter().chain(&OFF_AT_BOTH);
-        Self::plan(vm, off.copied(), &on, parameters)
+        let mut saved = Self::plan(vm, off.copied(), &on, parameters)?;
+        // Set later, by `Vm::submit_downtime_limit`.
+        if let Some(now) = vm.parameters()?.get(LINK_RATE) {
+            saved
+                .parameters_before
+                .insert(LINK_RATE.into(), now.clone());
+        }
+        Ok(saved)
+    }
+
+    /// Whether QEMU can be told what the link carries.
+    pub fn takes_link_rate(&self) -> bool {
+        self.parameters_before.contains_key(LINK_RATE)
     }
 
     /// What a destination QEMU needs.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
+use crate::settings::LINK_RATE;
 use crate::{Client, Error, Event, Id, Incoming, Version, VmFacts};
 
 /// QEMU's run state.
@@ -310,9 +311,18 @@ impl Vm {
         self.client.submit("query-migrate", &json!({}))
     }
 
-    /// Changes the downtime limit of a migration under way, without waiting for the answer.
-    pub fn submit_downtime_limit(&mut self, limit: Duration) -> Result<Id, Error> {
-        let arguments = json!({"downtime-limit": milliseconds(limit)});
+    /// Changes the downtime limit of a migration under way, without waiting for the answer, and
+    /// tells what the link carries, in bytes a second, if QEMU takes that
+    /// ([`Saved::takes_link_rate`](crate::Saved::takes_link_rate)).
+    pub fn submit_downtime_limit(
+        &mut self,
+        limit: Duration,
+        link: Option<u64>,
+    ) -> Result<Id, Error> {
+        let mut arguments = json!({"downtime-limit": milliseconds(limit)});
+        if let Some(link) = link {
+            arguments[LINK_RATE] = json!(link);
+        }
         self.client.submit("migrate-set-parameters", &arguments)
     }
 

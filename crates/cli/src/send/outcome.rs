@@ -16,7 +16,7 @@ const RECOVER_LIMIT: Duration = Duration::from_secs(30);
 impl Session<'_> {
     /// The VM runs at the destination.
     pub(super) fn moved(mut self, started: Started) -> Exit {
-        let finished = Instant::now();
+        let finished = self.times.finished.unwrap_or_else(Instant::now);
         self.restore_settings();
         if let Some(guardian) = self.guardian.take() {
             guardian.done();

@@ -88,6 +88,8 @@ pub(super) struct Times {
     /// QEMU's STOP event, on the wall clock that QEMU stamps events with.
     pub(super) stopped: Option<Duration>,
     pub(super) committed: Option<Duration>,
+    /// The VM is known to run at the destination.
+    pub(super) finished: Option<Instant>,
     next_report: Instant,
     next_sample: Instant,
 }
@@ -156,6 +158,7 @@ impl<'a> Session<'a> {
                 migrate: None,
                 stopped: None,
                 committed: None,
+                finished: None,
                 next_report: now,
                 next_sample: now,
             },
@@ -190,6 +193,7 @@ impl<'a> Session<'a> {
             .greet(crate::SOFTWARE, facts, self.output.tail());
         loop {
             if let Turn::Finished(started) = self.act()? {
+                self.times.finished = Some(Instant::now());
                 // Best effort: the destination waits a little for the answer to be fetched.
                 let _ = self.link.send_all(&mut self.output, LAST_WORDS_LIMIT);
                 self.await_thaw();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use depgraph::{Class, ProcessId};
 use guest_proto::{ProcessRecord, Run};
+use hypervisor::Saved;
 use migrate::pilot::{Job, OnStall, Pilot, PilotAction, PilotNews, PilotSettings, Protocol, View};
 use rustix::event::PollFlags;
 
@@ -168,10 +169,11 @@ impl Session<'_> {
                         self.agent_lost(&error);
                     }
                 }
-                PilotAction::DowntimeLimit(limit) => {
+                PilotAction::DowntimeLimit(limit, link) => {
+                    let takes_link_rate = self.saved.as_ref().is_some_and(Saved::takes_link_rate);
                     if self.times.migrate.is_some() {
                         self.vm
-                            .submit_downtime_limit(limit)
+                            .submit_downtime_limit(limit, link.filter(|_| takes_link_rate))
                             .map_err(|e| failed(&e))?;
                     }
                 }

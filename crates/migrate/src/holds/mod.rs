@@ -173,6 +173,20 @@ impl Holds {
         }
     }
 
+    /// Those of these slots that are the group's.
+    pub(crate) fn of_group(
+        &self,
+        group: Group,
+        slots: impl Iterator<Item = Range<usize>>,
+    ) -> RoaringBitmap {
+        let is_its = |slot: &usize| {
+            let class = self.classes.get(*slot);
+            class.is_some_and(|class| class & !COLD == group.0)
+        };
+        let its = slots.flatten().filter(is_its);
+        its.filter_map(number).collect()
+    }
+
     /// How the group's pages are treated from now on.
     pub(crate) fn treat(&mut self, group: Group, treatment: Treatment) {
         if let Some((now, _)) = self.groups.get_mut(usize::from(group.0) - 1) {

@@ -6,8 +6,8 @@ use guest_proto::{Answer, Request, Tier, VERSION};
 use super::member::{self, Member, State};
 use super::talk::{Pages, Told};
 use super::{
-    ALL_PROBES_MIN, CANDIDATES_MAX, Course, FreePages, Job, Pilot, PilotAction, PilotNews,
-    Protocol, RENEW_EVERY, Step, sweeps,
+    ALL_PROBES_MIN, CANDIDATES_MAX, Course, FreePages, Pilot, PilotAction, PilotNews, Protocol,
+    RENEW_EVERY, Step,
 };
 use crate::{Source, Treatment};
 
@@ -94,7 +94,8 @@ impl Pilot {
                     false => Step::Owners,
                 };
             }
-            Told::Pages(pages) => self.told_pages(&pages, source),
+            Told::Pages(pages) => self.told_pages(pages, source),
+            Told::Watching if self.step == Step::WatchAgain => self.step = Step::WrittenAgain,
             Told::Watching => self.step = Step::Arm,
             Told::Armed => {
                 let seen = self.view.now + ALL_PROBES_MIN;
@@ -131,7 +132,7 @@ impl Pilot {
         }
     }
 
-    fn told_pages(&mut self, pages: &Pages, source: &mut Source) {
+    fn told_pages(&mut self, pages: Pages, source: &mut Source) {
         match self.step {
             Step::Owners => {
                 if let Some(id) = self.unasked.pop_front()
@@ -154,6 +155,7 @@ impl Pilot {
                 self.after_free_pages();
             }
             Step::Written => self.told_written(pages, source),
+            Step::WrittenAgain => self.told_written_again(&pages, source),
             _ => {
                 let left = source.are_free(&pages.runs);
                 self.free = FreePages::Settled;
@@ -170,38 +172,6 @@ impl Pilot {
             true => Step::Written,
             false => Step::Open,
         };
-    }
-
-    /// Who writes how much: who is frozen when follows from it.
-    fn told_written(&mut self, pages: &Pages, source: &mut Source) {
-        self.step = Step::Open;
-        let passed = self.view.now.saturating_sub(self.watched_from);
-        let millis = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX).max(1);
-        let page_size = source.page_size();
-        let mut jobs = Vec::new();
-        for member in self.members.iter_mut().filter(|m| m.state == State::Held) {
-            let written = pages.by_process.iter().find(|(id, _)| *id == member.id);
-            let written = written.map_or(0, |(_, written)| *written);
-            let sweeps = sweeps(written, member.pages);
-            if !sweeps {
-                source.only_hot(member.group, &pages.runs);
-            }
-            let hot = if sweeps {
-                member.pages.max(written)
-            } else {
-                written
-            };
-            jobs.push(Job {
-                id: member.id,
-                hot_bytes: hot.saturating_mul(page_size),
-                rate: written.saturating_mul(page_size).saturating_mul(1000) / millis,
-                limit: member.limit(self.settings.max_pause),
-            });
-        }
-        let news = PilotNews::Writing(jobs.clone());
-        self.actions.push_back(PilotAction::Tell(news));
-        self.jobs = jobs;
-        self.estimate_at = self.seen_enough_at;
     }
 
     fn told_frozen(

@@ -17,6 +17,7 @@ mod settings;
 mod stages;
 mod stall;
 mod talk;
+mod writing;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -27,15 +28,17 @@ use guest_proto::{Request, ThawReason, VERSION};
 use crate::{Source, Treatment, WalkPosition};
 use member::{Member, State};
 pub use settings::{OnStall, PilotAction, PilotNews, PilotSettings, Protocol, View};
-pub use stages::{Job, Spared, Stages, pause, stages, sweeps};
+pub use stages::{Job, Spared, Stages, pause, stages};
 pub use stall::Stall;
 use talk::Hearing;
+use writing::Look;
+pub use writing::sweeps;
 
 /// Processes with less anonymous memory are moved live, unseen.
 pub const CANDIDATE_KIB: u64 = 4 << 10;
 /// Most processes whose memory is looked at: the largest.
 pub const CANDIDATES_MAX: usize = 32;
-/// Longest wait for the first answers, which no memory is read before.
+/// Longest wait for the first answers, which hardly any memory is read before.
 const FIRST_ANSWERS_LIMIT: Duration = Duration::from_secs(5);
 /// The first question is asked again when it has not been answered for so long: what is written
 /// to a guest's port just when somebody else lets go of it may be lost.
@@ -44,6 +47,8 @@ const GREET_AGAIN: Duration = Duration::from_secs(1);
 const SILENCE_LIMIT: Duration = Duration::from_secs(20);
 /// Shortest time over which writing is observed.
 pub const SAMPLE: Duration = Duration::from_millis(500);
+/// Shortest time of a second look.
+const SECOND_SAMPLE: Duration = Duration::from_millis(250);
 /// Time between two looks at who has turned dependent.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Processes are thawed if nothing is heard from here for so long.
@@ -62,6 +67,9 @@ const ALL_PROBES_MIN: Duration = Duration::from_millis(300);
 const ALMOST_SENT: Duration = Duration::from_millis(50);
 /// About what a relay reads of pages that are held, in bytes a second.
 const READ_RATE: u64 = 500_000_000;
+/// So much memory is read before it is known whose it is: the link need not wait for the agent, and
+/// the lowest memory is mostly the kernel's.
+const EARLY: u64 = 16 << 20;
 /// So much live memory is read while the link is full, so that it has something to carry when
 /// QEMU comes to memory that is held.
 const READ_AHEAD: u64 = 128 << 20;
@@ -97,6 +105,9 @@ enum Step {
     Report,
     FreePages,
     Written,
+    /// Of some, a second look.
+    WatchAgain,
+    WrittenAgain,
     /// All is known that can be asked beforehand.
     Open,
     /// There is no agent.
@@ -144,6 +155,8 @@ pub struct Pilot {
     /// Whose owners are to be asked for.
     unasked: VecDeque<ProcessId>,
     watched_from: Duration,
+    /// What a second look is compared with.
+    look: Option<Look>,
     /// From when on somebody may be frozen.
     seen_enough_at: Duration,
     /// Who writes how much, until it is decided who is frozen when.
@@ -154,6 +167,9 @@ pub struct Pilot {
     look_at: Duration,
     renew_at: Duration,
     estimate_at: Duration,
+    /// The downtime limit that QEMU has, once it may complete, and what it takes the link to carry.
+    told_limit: Duration,
+    told: Option<u64>,
     stall: Stall,
     live_before: u64,
     throttle: u8,
@@ -175,7 +191,7 @@ impl Pilot {
         let limit = settings.downtime_limit;
         Pilot {
             settings,
-            actions: VecDeque::from([PilotAction::DowntimeLimit(limit)]),
+            actions: VecDeque::from([PilotAction::DowntimeLimit(limit, None)]),
             step: Step::Gone,
             course: Course::Free,
             free: FreePages::Unknown,
@@ -184,6 +200,7 @@ impl Pilot {
             members: Vec::new(),
             unasked: VecDeque::new(),
             watched_from: Duration::ZERO,
+            look: None,
             seen_enough_at: Duration::ZERO,
             jobs: Vec::new(),
             stages: VecDeque::new(),
@@ -191,6 +208,8 @@ impl Pilot {
             look_at: Duration::ZERO,
             renew_at: Duration::ZERO,
             estimate_at: Duration::ZERO,
+            told_limit: limit,
+            told: None,
             stall: Stall::default(),
             live_before: 0,
             throttle: 0,
@@ -228,7 +247,7 @@ impl Pilot {
         self.step != Step::Gone
     }
 
-    /// Whether all is known that must be before memory is read.
+    /// Whether all is known that must be before much memory is read.
     pub fn reads_memory(&self) -> bool {
         self.step > Step::Owners
     }
@@ -256,7 +275,8 @@ impl Pilot {
             return true;
         }
         if !self.reads_memory() {
-            return false;
+            let sent = source.stats().pages_sent * source.page_size();
+            return source.position().walk == 1 && sent < EARLY;
         }
         if source.position().walk < 2 || self.reads_what_stands(source) {
             return true;
@@ -300,8 +320,7 @@ impl Pilot {
                 .then_some(self.look_at),
             self.frozen().next().map(|_| self.renew_at),
             self.estimates().then_some(self.estimate_at),
-            (self.step == Step::Written && self.hearing.is_none())
-                .then_some(self.watched_from + SAMPLE),
+            self.sampled_at().filter(|_| self.hearing.is_none()),
             (!self.reads_memory()).then_some(self.begun.unwrap_or_default() + FIRST_ANSWERS_LIMIT),
         ];
         next.into_iter().flatten().min()
@@ -335,6 +354,7 @@ impl Pilot {
         }
         self.keep_to_the_limits(source);
         self.follow(source);
+        self.correct_the_link_rate();
         if self.hearing.is_none()
             && let Some(request) = self.next_request(source)
         {
@@ -422,7 +442,7 @@ impl Pilot {
                 self.throttle = (self.throttle + THROTTLE_STEP).min(THROTTLE_MAX);
                 self.actions.push_back(PilotAction::Throttle(self.throttle));
             }
-            OnStall::Switchover => self.actions.push_back(PilotAction::DowntimeLimit(AT_ONCE)),
+            OnStall::Switchover => self.limit_downtime(AT_ONCE),
             OnStall::Abort => self.actions.push_back(PilotAction::GiveUp(
                 "what is moved live does not converge, and --on-stall is abort".to_owned(),
             )),
@@ -525,8 +545,25 @@ impl Pilot {
     fn set_free(&mut self) {
         if self.course != Course::Free {
             self.course = Course::Free;
-            let limit = self.settings.downtime_limit;
-            self.actions.push_back(PilotAction::DowntimeLimit(limit));
+            self.limit_downtime(self.settings.downtime_limit);
+        }
+    }
+
+    fn limit_downtime(&mut self, limit: Duration) {
+        self.told = self.view.link.filter(|_| self.has_members());
+        self.told_limit = limit;
+        self.actions
+            .push_back(PilotAction::DowntimeLimit(limit, self.told));
+    }
+
+    /// Tells QEMU what the link carries when that has changed.
+    fn correct_the_link_rate(&mut self) {
+        if self.course != Course::Free || !self.has_members() {
+            return;
+        }
+        let (told, now) = (self.told.unwrap_or(0), self.view.link.unwrap_or(0));
+        if told.abs_diff(now) > told / 8 {
+            self.limit_downtime(self.told_limit);
         }
     }
 
@@ -560,9 +597,27 @@ impl Pilot {
             }
             Step::Report => Some(Request::Report),
             Step::FreePages => Some(Request::FreePages),
-            Step::Written => (now >= self.watched_from + SAMPLE).then_some(Request::Written),
+            Step::WatchAgain => {
+                self.watched_from = now;
+                Some(Request::WatchWrites {
+                    processes: self.unclear(),
+                })
+            }
+            Step::Written | Step::WrittenAgain => {
+                let sampled = self.sampled_at().is_some_and(|at| now >= at);
+                sampled.then_some(Request::Written)
+            }
             Step::Open => self.next_in_the_open(source),
             Step::Gone => None,
+        }
+    }
+
+    /// When writes have been watched for long enough.
+    fn sampled_at(&self) -> Option<Duration> {
+        match self.step {
+            Step::Written => Some(self.watched_from + SAMPLE),
+            Step::WrittenAgain => Some(self.watched_from + SECOND_SAMPLE),
+            _ => None,
         }
     }
 

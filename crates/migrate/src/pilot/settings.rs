@@ -51,8 +51,9 @@ pub struct PilotSettings {
 pub enum PilotAction {
     /// Ask the agent.
     Ask(Request),
-    /// Set QEMU's downtime limit.
-    DowntimeLimit(Duration),
+    /// Set QEMU's downtime limit. What the link carries, in bytes a second, where QEMU's own
+    /// measurement says nothing of it: it has seen how fast pages are read that are held.
+    DowntimeLimit(Duration, Option<u64>),
     /// Let QEMU throttle the guest's processors so far, in percent.
     Throttle(u8),
     /// Tell the user.

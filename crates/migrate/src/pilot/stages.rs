@@ -12,8 +12,6 @@ use depgraph::ProcessId;
 const MATTERS: u64 = 25;
 /// Less written memory than this is not worth a pause.
 const SMALL_BYTES: u64 = 4 << 20;
-/// Of a process that writes less than one page in so many, only the written pages are held.
-const SWEEPS: u64 = 3;
 /// Most stages: each costs a walk of QEMU.
 const STAGES_MAX: usize = 4;
 /// A job whose part of all is smaller than this shares the last stage.
@@ -82,12 +80,6 @@ pub fn stages(jobs: &[Job], link: u64) -> Stages {
         rest -= job.hot_bytes;
     }
     plan
-}
-
-/// Whether a process that has written so many of its pages, within about a second, goes through
-/// all of them: then they are all held. Of others, only those that were written.
-pub fn sweeps(written: u64, pages: u64) -> bool {
-    written.saturating_mul(SWEEPS) >= pages
 }
 
 /// How long somebody stands for so many bytes.

@@ -7,6 +7,8 @@ use guest_proto::Run;
 use wire::{Message, put_control};
 
 use super::{KeepBack, Source, SourcePhase, WalkPosition};
+use roaring::RoaringBitmap;
+
 use crate::holds::{Group, GroupFigures, Holds, Left, Treatment};
 
 impl Source {
@@ -56,6 +58,15 @@ impl Source {
             let slots = frames.iter().flat_map(|run| memory.map.slots(*run));
             memory.holds.only_hot(group, &slots.collect::<Vec<_>>());
         }
+    }
+
+    /// Those of these page frames that are the group's.
+    pub(crate) fn of_group(&self, group: Group, frames: &[Run]) -> RoaringBitmap {
+        let Some(memory) = &self.memory else {
+            return RoaringBitmap::new();
+        };
+        let slots = frames.iter().flat_map(|run| memory.map.slots(*run));
+        memory.holds.of_group(group, slots)
     }
 
     /// How the group's pages are treated from now on.
