@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -112,6 +113,13 @@ impl Running {
     pub fn mark(&mut self, name: &str) -> Result<()> {
         let stdin = self.child.stdin.as_mut().context("the client has ended")?;
         writeln!(stdin, "mark {name}").context("the client has ended")
+    }
+
+    /// Has a window in its report that lies behind.
+    pub fn span(&mut self, name: &str, begins: Instant, ends: Instant) -> Result<()> {
+        let (begins, ends) = (begins.elapsed().as_millis(), ends.elapsed().as_millis());
+        let stdin = self.child.stdin.as_mut().context("the client has ended")?;
+        writeln!(stdin, "span {begins} {ends} {name}").context("the client has ended")
     }
 
     fn start(lab: &Lab, args: &[&str]) -> Result<Self> {

@@ -43,6 +43,8 @@ pub struct StockReport {
     pub total_ms: f64,
     /// From the source's STOP event to the destination's RESUME event.
     pub downtime_ms: Option<f64>,
+    /// From the command to the source's STOP event.
+    pub stopped_after_ms: Option<f64>,
     /// The downtime that QEMU tells, which leaves the destination's part out.
     pub qemu_downtime_ms: u64,
     /// Bytes from host A on the migration link, as its interface counts them.
@@ -124,6 +126,9 @@ pub fn run(lab: &Lab, source: &mut Vm, destination: &mut Vm, plan: &Plan) -> Res
         downtime_ms: resumed
             .zip(end.stopped)
             .map(|(resumed, stopped)| milliseconds_between(stopped, resumed)),
+        stopped_after_ms: end
+            .stopped
+            .map(|stopped| milliseconds_between(begun, stopped)),
         qemu_downtime_ms: number(&info["downtime"]),
         wire_bytes,
         remaining_bytes: number(&info["ram"]["remaining"]),

@@ -8,6 +8,7 @@ mod moving;
 mod scene;
 mod trial;
 mod turn;
+mod warm;
 mod workload;
 
 pub use jobs::{JobOutcome, Progress};

@@ -29,6 +29,8 @@ pub struct Moved {
     pub total_ms: f64,
     /// From the source's STOP event to the destination's RESUME event.
     pub downtime_ms: Option<f64>,
+    /// From the start of the program that migrates, or QEMU's command, to the source's STOP event.
+    pub stopped_after_ms: Option<f64>,
     /// Bytes from host A on the link, as its interface counts them.
     pub link_bytes: u64,
     /// Passes over the dirty bitmap.
@@ -75,6 +77,16 @@ impl Moved {
         }
     }
 
+    /// When it began, and when the source stopped; when it was given up, if it did not move.
+    pub fn live(&self) -> Option<(Instant, Instant)> {
+        let millis = match self.converged {
+            true => self.stopped_after_ms?,
+            false => self.total_ms,
+        };
+        let begun = self.begun?;
+        Some((begun, begun + Duration::from_secs_f64(millis / 1e3)))
+    }
+
     /// How long a process was paused.
     pub fn pause_ms(&self, pid: u32) -> Option<f64> {
         let frozen = self.summary["frozen"].as_array()?;
@@ -102,6 +114,7 @@ fn by_qemu(
         converged: report.converged,
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,
+        stopped_after_ms: report.stopped_after_ms,
         link_bytes: report.wire_bytes,
         passes: report.passes,
         source_qemu_cpu_s: report.source_cpu_s,
@@ -155,6 +168,10 @@ fn by_unmoor(
     }
     let events = sender.events();
     let passes = events.iter().rev().find(|event| event["event"] == "pass");
+    let stopped = events
+        .iter()
+        .rev()
+        .find(|event| event["event"] == "stopped");
     let total_ms = if converged {
         &end["total_ms"]
     } else {
@@ -168,6 +185,7 @@ fn by_unmoor(
         converged,
         total_ms: total_ms.as_f64().context("no total time")?,
         downtime_ms: end["downtime_ms"].as_f64(),
+        stopped_after_ms: stopped.and_then(|event| event["t_ms"].as_f64()),
         link_bytes,
         passes: passes.and_then(|event| event["pass"].as_u64()).unwrap_or(0),
         source_qemu_cpu_s: source_qemu_cpu.as_secs_f64(),

@@ -1,7 +1,7 @@
 //! A VM with its workload on host A, its clients outside, and a QEMU that waits on host B.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lab::client::{EchoReport, RedisReport, Running};
@@ -84,6 +84,15 @@ impl Scene {
             .into_iter()
             .flatten()
             .try_for_each(|one| one.mark(name))
+    }
+
+    /// Has a window in the reports of clients that lies behind.
+    pub fn span(&mut self, name: &str, begins: Instant, ends: Instant) -> Result<()> {
+        let clients = [self.redis.as_mut(), Some(&mut self.probe)];
+        clients
+            .into_iter()
+            .flatten()
+            .try_for_each(|one| one.span(name, begins, ends))
     }
 
     /// Starts a QEMU on host B that waits for the VM.

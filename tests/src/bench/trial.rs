@@ -7,6 +7,7 @@ use anyhow::Result;
 use lab::client::{EchoReport, RedisReport, Window};
 use serde::{Deserialize, Serialize};
 
+use super::warm::Warm;
 use super::{AgentUse, JobOutcome, Limits, Mode, Moved, Progress, Scene, Turned, Workload};
 
 /// For a guest whose code has yet to be translated anew.
@@ -82,13 +83,18 @@ pub fn run_with(
     sleep(BEFORE);
     // Questions to the guest are nothing that belongs into a window.
     scene.mark("asking")?;
+    let warm = Warm::up();
     let begun = Progress::of_all(scene.vm()?, jobs)?;
     let in_use_bytes = scene.in_use_bytes()?;
     let agent_before = scene.agent_use()?;
 
+    warm.release();
     scene.mark("during")?;
     let (moved, mut turned) = scene.run(mode, limits, in_use_bytes, more)?;
     scene.mark("asking")?;
+    if let Some((begins, ends)) = moved.live() {
+        scene.span("live", begins, ends)?;
+    }
 
     let ended = Progress::of_all(scene.vm()?, jobs)?;
     let agent_after = scene.agent_use()?;

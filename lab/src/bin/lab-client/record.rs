@@ -15,6 +15,8 @@ pub(crate) struct Record {
     breaks: Vec<Instant>,
     /// Where windows begin.
     marks: Vec<(Instant, String)>,
+    /// Further windows, which may overlap those.
+    spans: Vec<(String, Instant, Instant)>,
 }
 
 impl Record {
@@ -25,6 +27,7 @@ impl Record {
             arrivals: Vec::new(),
             breaks: Vec::new(),
             marks: Vec::new(),
+            spans: Vec::new(),
         }
     }
 
@@ -55,6 +58,11 @@ impl Record {
         self.marks.push((now, name.to_owned()));
     }
 
+    /// A window that is told afterwards.
+    pub(crate) fn span(&mut self, name: &str, begins: Instant, ends: Instant) {
+        self.spans.push((name.to_owned(), begins, ends));
+    }
+
     pub(crate) fn sent(&self) -> u64 {
         self.requests.len() as u64
     }
@@ -73,13 +81,18 @@ impl Record {
         whole
     }
 
-    /// A window for each mark, up to the next one or the end.
+    /// A window for each mark, up to the next one or the end, and those that were told afterwards.
     pub(crate) fn windows(&self) -> Vec<Window> {
         let ends = self.marks.iter().skip(1).map(|(at, _)| Some(*at));
         self.marks
             .iter()
             .zip(ends.chain([None]))
             .map(|((begins, name), ends)| self.window(name, *begins, ends))
+            .chain(
+                self.spans
+                    .iter()
+                    .map(|(name, begins, ends)| self.window(name, *begins, Some(*ends))),
+            )
             .collect()
     }
 

@@ -37,7 +37,8 @@ pub(crate) fn wait(
             .is_some_and(|input| !input.revents().is_empty()))
 }
 
-/// What the harness has to say: `mark NAME` begins a window, the end of the input ends the load.
+/// What the harness has to say: `mark NAME` begins a window, `span FROM TO NAME` was one, from and to
+/// so many milliseconds ago, the end of the input ends the load.
 #[derive(Default)]
 pub(crate) struct Orders {
     pending: Vec<u8>,
@@ -55,6 +56,15 @@ impl Orders {
             let line = String::from_utf8_lossy(&line[..end]).into_owned();
             if let Some(name) = line.strip_prefix("mark ") {
                 record.mark(name, Instant::now());
+            } else if let Some(span) = line.strip_prefix("span ") {
+                let mut words = span.splitn(3, ' ');
+                let mut ago = || {
+                    let millis = words.next()?.parse().ok()?;
+                    Instant::now().checked_sub(Duration::from_millis(millis))
+                };
+                if let (Some(begins), Some(ends)) = (ago(), ago()) {
+                    record.span(words.next().unwrap_or_default(), begins, ends);
+                }
             }
         }
         Ok(count == 0)

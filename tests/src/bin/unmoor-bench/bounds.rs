@@ -127,17 +127,24 @@ fn downtime(groups: &[Group<'_>], rows: &mut Vec<Row>) {
     ));
 }
 
-fn slowdown(group: &Group<'_>) -> Option<f64> {
-    group.median(|trial| Some(trial.client("during")?.p99_ms / trial.client("before")?.p99_ms))
+/// Of the 99th percentile, in a window.
+fn slowdown(group: &Group<'_>, window: &str) -> Option<f64> {
+    group.median(|trial| Some(trial.client(window)?.p99_ms / trial.client("before")?.p99_ms))
 }
 
 fn clients(groups: &[Group<'_>], rows: &mut Vec<Row>) {
     if let Some(ours) = ours(groups, "W1") {
-        let what = "W1: client's p99 during / before";
-        let mut row = at_most(what, slowdown(ours), Some(1.5), "", 2);
-        let throttled = Group::find(groups, "W1", AUTO_CONVERGE).and_then(slowdown);
-        row.seen += &format!(" (auto-converge {})", cell(throttled, 2));
-        rows.push(row);
+        let windows = [
+            ("during", "W1: client's p99 during / before"),
+            ("live", "W1: the same without the switchover"),
+        ];
+        for (window, what) in windows {
+            let mut row = at_most(what, slowdown(ours, window), Some(1.5), "", 2);
+            let throttled = Group::find(groups, "W1", AUTO_CONVERGE);
+            let throttled = throttled.and_then(|group| slowdown(group, window));
+            row.seen += &format!(" (auto-converge {})", cell(throttled, 2));
+            rows.push(row);
+        }
     }
     let of_unmoor = [Mode::Live, Mode::StopCopy].map(Mode::title);
     let trials = groups

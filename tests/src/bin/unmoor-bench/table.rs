@@ -128,7 +128,7 @@ fn moves(text: &mut String, rows: &[&Group<'_>]) {
 fn costs(text: &mut String, workload: &Workload, rows: &[&Group<'_>]) {
     let is_served = workload.requests.is_some();
     text.push_str(if is_served {
-        "| mode | p50 / p99 ms before | during | after | answers/s before | during | after "
+        "| mode | p50 / p99 ms before | up to STOP | whole move | after | answers/s before | during | after "
     } else {
         "| mode "
     });
@@ -137,7 +137,7 @@ fn costs(text: &mut String, workload: &Workload, rows: &[&Group<'_>]) {
          memory MB |\n",
     );
     text.push_str(if is_served {
-        "|---|---|---|---|---|---|---"
+        "|---|---|---|---|---|---|---|---"
     } else {
         "|---"
     });
@@ -146,7 +146,7 @@ fn costs(text: &mut String, workload: &Workload, rows: &[&Group<'_>]) {
         let median = |figure: &dyn Fn(&Trial) -> Option<f64>| group.median(figure);
         let mut cells = vec![group.mode.to_owned()];
         if is_served {
-            for window in ["before", "during", "after"] {
+            for window in ["before", "live", "during", "after"] {
                 cells.push(format!(
                     "{} / {}",
                     cell(median(&|trial| Some(trial.client(window)?.p50_ms)), 1),
