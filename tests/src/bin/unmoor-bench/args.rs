@@ -21,6 +21,8 @@ pub(crate) struct Args {
     pub(crate) runs: u32,
     /// Runs again what did not converge.
     pub(crate) repeat_capped: bool,
+    /// Goes on with the last run of the same matrix, which was broken off.
+    pub(crate) resume: bool,
     pub(crate) workloads: Vec<Workload>,
     pub(crate) modes: Vec<(&'static str, Mode)>,
 }
@@ -29,13 +31,14 @@ impl Args {
     pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Self> {
         let words: Vec<String> = words.into_iter().collect();
         let mut args = Args {
-            command: match &words[..] {
-                [] => "make bench".into(),
-                words => format!("unmoor-bench {}", words.join(" ")),
+            command: match words.iter().all(|word| word == "--resume") {
+                true => "make bench".into(),
+                false => format!("unmoor-bench {}", words.join(" ")),
             },
             task: Task::Measure,
             runs: 3,
             repeat_capped: false,
+            resume: false,
             workloads: ALL.to_vec(),
             modes: Mode::ALL[..Mode::USUAL].to_vec(),
         };
@@ -50,13 +53,14 @@ impl Args {
                 "--core" => args.task = Task::Core,
                 "--render" => args.task = Task::Render,
                 "--repeat-capped" => args.repeat_capped = true,
+                "--resume" => args.resume = true,
                 "--runs" => args.runs = value()?.parse().context("--runs takes a number")?,
                 "--only" => {
                     args.workloads = chosen(&value()?, &ALL, |one| one.name)?;
                 }
                 "--modes" => args.modes = chosen(&value()?, &Mode::ALL, |one| one.0)?,
                 other => bail!(
-                    "`{other}` is not known: use --core, --render, --runs N, --only W1,W2, --modes precopy,stop-copy or --repeat-capped"
+                    "`{other}` is not known: use --core, --render, --runs N, --only W1,W2, --modes precopy,stop-copy, --repeat-capped or --resume"
                 ),
             }
         }

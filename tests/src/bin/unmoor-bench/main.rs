@@ -3,7 +3,7 @@
 //! and, when all was run, the tables to `docs/benchmarks.md`.
 //!
 //! ```text
-//! unmoor-bench [--runs N] [--only W1,W2] [--modes precopy,stop-copy] [--repeat-capped]
+//! unmoor-bench [--runs N] [--only W1,W2] [--modes precopy,stop-copy] [--repeat-capped] [--resume]
 //! unmoor-bench --core     only the relay's core
 //! unmoor-bench --render   only the tables, from the figures of the last run
 //! ```
@@ -51,33 +51,37 @@ fn main() -> Result<()> {
             Ok(())
         }
         Task::Render => {
-            let text = fs::read(results::folder().join("bench.json"))?;
-            let mut whole: serde_json::Value = serde_json::from_slice(&text)?;
-            let figures: Figures = serde_json::from_value(whole["results"].take())?;
-            publish(&figures)
+            publish(&last("bench")?)
         }
         Task::Measure => measure(&args),
     }
 }
 
 fn measure(args: &Args) -> Result<()> {
-    let mut figures = Figures {
-        machine: table::machine(),
-        command: args.command.clone(),
-        core: core::measure()?,
-        trials: Vec::new(),
-        failures: Vec::new(),
-    };
     // Part of the matrix must not pass for all of it.
     let target = if args.is_whole() {
         "bench"
     } else {
         "bench-part"
     };
+    let mut figures = if args.resume {
+        last(target)?
+    } else {
+        Figures {
+            machine: table::machine(),
+            command: args.command.clone(),
+            core: core::measure()?,
+            trials: Vec::new(),
+            failures: Vec::new(),
+        }
+    };
     // In turn, so that a machine that becomes slower makes all slower.
     for round in 1..=args.runs {
         for workload in &args.workloads {
             for (_, mode) in &args.modes {
+                if done(&figures.trials, workload, *mode) >= round {
+                    continue;
+                }
                 if round > 1 && !args.repeat_capped && is_capped(&figures.trials, workload, *mode) {
                     continue;
                 }
@@ -112,6 +116,20 @@ fn measure(args: &Args) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// How often a mode has been run.
+fn done(trials: &[Trial], workload: &Workload, mode: Mode) -> u32 {
+    let same = |trial: &&Trial| trial.workload == workload.name && trial.mode == mode.title();
+    u32::try_from(trials.iter().filter(same).count()).unwrap_or(u32::MAX)
+}
+
+/// The figures of the last run.
+fn last(target: &str) -> Result<Figures> {
+    let path = results::folder().join(format!("{target}.json"));
+    let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    let mut whole: serde_json::Value = serde_json::from_slice(&text)?;
+    Ok(serde_json::from_value(whole["results"].take())?)
 }
 
 /// Whether the mode did not converge the last time: it is not given another minute.
