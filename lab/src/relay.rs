@@ -79,7 +79,8 @@ impl Unmoor {
     pub fn receive(lab: &Lab, host: Host, vm: &Vm, more: &[&str]) -> Result<Self> {
         let address = format!("{}:{PORT}", address(host)?);
         let qmp = vm.qmp_path().display().to_string();
-        let mut args = vec!["receive", "--qmp", &qmp, "--listen", &address, "--insecure"];
+        let mut args = vec!["receive", "--qmp", &qmp, "--listen", &address];
+        args.extend(protection(more));
         args.extend_from_slice(more);
         let receiver = Self::start(lab, host, &args)?;
         receiver.await_event("listening", Duration::from_secs(20))?;
@@ -91,7 +92,8 @@ impl Unmoor {
         let other = if host == Host::A { Host::B } else { Host::A };
         let to = format!("{}:{PORT}", address(other)?);
         let qmp = vm.qmp_path().display().to_string();
-        let mut args = vec!["send", "--qmp", &qmp, "--to", &to, "--insecure"];
+        let mut args = vec!["send", "--qmp", &qmp, "--to", &to];
+        args.extend(protection(more));
         args.extend_from_slice(more);
         Self::start(lab, host, &args)
     }
@@ -215,6 +217,11 @@ impl Drop for Unmoor {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Plain text, unless certificates are named.
+fn protection(more: &[&str]) -> Option<&'static str> {
+    (!more.contains(&"--tls-dir")).then_some("--insecure")
 }
 
 fn address(host: Host) -> Result<&'static str> {

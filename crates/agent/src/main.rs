@@ -6,8 +6,8 @@
 //! the host ──who is to stand──► standstill ──► guest-procs (freezer, guardian)
 //! ```
 //!
-//! It waits on the virtio-serial port until a host asks; between two windows nothing is attached
-//! and nothing is spent.
+//! It waits on the virtio-serial port until a host asks; between two windows what is attached
+//! does nothing.
 
 mod addresses;
 mod memory;

@@ -37,6 +37,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Says what moving a VM would be like, and changes nothing.
     Plan(PlanArgs),
+    /// Makes certificates for the hosts between which VMs move, and shows them.
+    Cert(CertArgs),
     /// Prints a completion script for a shell.
     Completions {
         /// The shell.
@@ -119,6 +121,10 @@ pub struct SendArgs {
     #[arg(long, value_name = "COMMAND")]
     pub before_commit: Option<String>,
 
+    /// Name that the destination's certificate is for, where it is not the one in --to.
+    #[arg(long, value_name = "NAME", value_hint = ValueHint::Hostname)]
+    pub tls_hostname: Option<String>,
+
     #[command(flatten)]
     /// The connection.
     pub net: NetArgs,
@@ -144,6 +150,11 @@ pub struct ReceiveArgs {
     /// is thawed as soon as the VM runs, and not only when its time is up.
     #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
     pub agent: Option<PathBuf>,
+
+    /// Lets in only a source whose certificate has this name; may be given several times. Unless
+    /// given, everybody with a certificate from the same authority.
+    #[arg(long, value_name = "NAME")]
+    pub tls_allow: Vec<String>,
 
     /// Ends with the first connection, also if it comes to nothing.
     #[arg(long)]
@@ -248,6 +259,66 @@ pub struct PlanArgs {
     pub json: bool,
 }
 
+/// Arguments of `unmoor cert`.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::HELP)]
+pub struct CertArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: CertCommand,
+}
+
+/// What to do with certificates.
+#[derive(Debug, Subcommand)]
+pub enum CertCommand {
+    /// Makes an authority: ca-cert.pem, which every host gets, and ca-key.pem, which stays here.
+    Init {
+        /// Folder of the authority; it is made.
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+
+        /// Days until it expires.
+        #[arg(long, value_name = "DAYS", default_value = "3650", value_parser = clap::value_parser!(u32).range(1..=36500))]
+        days: u32,
+
+        /// Overwrites an authority that is there: certificates issued by it are worth nothing then.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Makes a host's certificates, as a folder to be copied to that host.
+    Issue {
+        /// Names and addresses of the host, as others connect to it; the first names the folder.
+        #[arg(required = true, value_name = "HOST")]
+        hosts: Vec<String>,
+
+        /// Folder of the authority.
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+
+        /// Where the host's folder is made; in the authority's unless given.
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        out: Option<PathBuf>,
+
+        /// Days until they expire.
+        #[arg(long, value_name = "DAYS", default_value = "825", value_parser = clap::value_parser!(u32).range(1..=36500))]
+        days: u32,
+
+        /// Overwrites certificates that are there.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Shows certificates: for whom, from whom, until when.
+    Show {
+        /// Files, or folders with such.
+        #[arg(required = true, value_name = "FILE", value_hint = ValueHint::AnyPath)]
+        paths: Vec<PathBuf>,
+
+        /// Prints one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 /// How memory travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ProtocolArg {
@@ -300,12 +371,17 @@ impl PolicyArgs {
 /// How to connect.
 #[derive(Debug, Clone, Args)]
 pub struct NetArgs {
+    /// Folder of this host's certificates, by QEMU's names (ca-cert.pem, server-cert.pem, ...);
+    /// /etc/pki/unmoor, /etc/pki/qemu or libvirt's unless given.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub tls_dir: Option<PathBuf>,
+
     /// Allows plain text, on loopback and private networks only.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tls_dir")]
     pub insecure: bool,
 
     /// Allows plain text on any network: guest memory can be read and changed on the way.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tls_dir")]
     pub insecure_anywhere: bool,
 
     /// Silence after which the peer is given up.

@@ -19,7 +19,7 @@
 //! ignores the signals that end its parent.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -30,7 +30,8 @@ use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 use wire::{Frame, Message};
 
-use crate::buffer::{Filled, Input};
+use crate::buffer::{Filled, Input, Output};
+use crate::net::{Connector, Protection};
 use crate::poll::wait;
 
 /// Longest wait for the guardian's acknowledgement of a commit.
@@ -50,6 +51,9 @@ pub(crate) struct Watch {
     pub session: [u8; 16],
     pub qmp: PathBuf,
     pub peer: SocketAddr,
+    /// How connections to the peer are protected, and the name that it goes by.
+    pub protection: Protection,
+    pub host: String,
     /// Whether the VM ran when the migration began.
     pub was_running: bool,
     /// The settings that the migration changes.
@@ -215,21 +219,23 @@ fn connect(qmp: &Path) -> Result<Vm, hypervisor::Error> {
 
 /// Connects and tells the decision; yields what the destination answers.
 fn tell_destination(watch: &Watch, commit: bool) -> io::Result<&'static str> {
-    let mut stream = TcpStream::connect_timeout(&watch.peer, TELL_LIMIT)?;
-    stream.set_write_timeout(Some(TELL_LIMIT))?;
-    stream.set_read_timeout(Some(TELL_LIMIT))?;
-    let mut out = Vec::new();
-    put_verdict(watch.session, commit, &mut out);
-    stream.write_all(&out)?;
+    let connector = Connector::new(&watch.protection, &watch.host).map_err(io::Error::other)?;
+    let link = connector.connect_to(watch.peer, TELL_LIMIT, None);
+    let mut link = link.map_err(io::Error::other)?;
+    let mut output = Output::default();
+    put_verdict(watch.session, commit, output.tail());
+    link.send_all(&mut output, TELL_LIMIT)?;
     let (mut input, mut decoder) = (Input::default(), wire::Decoder::new());
     // A peer that only keeps the connection alive is not waited for.
     let deadline = Instant::now() + 2 * TELL_LIMIT;
     while Instant::now() < deadline {
-        match input.fill(&mut stream)? {
-            Filled::Some(_) => {}
+        let mut fds = [PollFd::from_borrowed_fd(link.fd(), PollFlags::IN)];
+        if wait(&mut fds, Some(Instant::now() + TELL_LIMIT))? == 0 {
+            break;
+        }
+        match link.receive(&mut input)? {
+            Filled::Some(_) | Filled::WouldBlock => {}
             Filled::Closed => return Ok("has given the VM up"),
-            // The time limit of a blocking read.
-            Filled::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
         }
         while let Some((used, frame)) = decoder.next(input.unread()).map_err(io::Error::other)? {
             match frame {

@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod args;
 mod buffer;
+mod cert;
 mod check;
 mod docs;
 pub mod exit;
@@ -40,6 +41,7 @@ pub fn run(cli: Cli) -> Exit {
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => agent::explain::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Cert(args) => cert::run(&args.command),
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { directory } => docs::man(&directory),
         Command::Guardian => match guardian::run() {

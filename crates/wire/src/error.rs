@@ -5,7 +5,7 @@
 pub enum WireError {
     /// The first bytes are not a preamble.
     #[error(
-        "the peer does not speak unmoor's protocol: check that the address is that of `unmoor receive`"
+        "the peer does not speak unmoor's protocol: check that the address is that of `unmoor receive`, and that both sides or neither were started with --insecure"
     )]
     NotOurProtocol,
     /// No common protocol version.

@@ -2,15 +2,13 @@
 
 mod session;
 
-use std::net::TcpListener;
-
 use hypervisor::{Vm, VmFacts, check_destination};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::QMP_CONNECT_LIMIT;
 use crate::args::ReceiveArgs;
 use crate::exit::Exit;
-use crate::net::{self, Link, Trust};
+use crate::net::{Door, Link, Protection};
 use crate::poll::wait;
 use crate::report::{Event, Report, reporter};
 use crate::send::{Failure, tell_findings};
@@ -20,10 +18,9 @@ use session::{Ending, Session};
 /// What waits for a VM.
 pub(crate) struct Receiver<'a> {
     args: &'a ReceiveArgs,
-    trust: Trust,
     report: Box<dyn Report>,
     signals: Signals,
-    listener: TcpListener,
+    door: Door,
     vm: Vm,
     facts: VmFacts,
 }
@@ -33,12 +30,11 @@ pub(crate) fn run(args: &ReceiveArgs) -> Exit {
     let mut report = reporter(args.output.json, args.output.quiet);
     let prepared = prepare(args, report.as_mut());
     match prepared {
-        Ok((trust, signals, listener, vm, facts)) => Receiver {
+        Ok((signals, door, vm, facts)) => Receiver {
             args,
-            trust,
             report,
             signals,
-            listener,
+            door,
             vm,
             facts,
         }
@@ -47,18 +43,18 @@ pub(crate) fn run(args: &ReceiveArgs) -> Exit {
     }
 }
 
-type Prepared = (Trust, Signals, TcpListener, Vm, VmFacts);
+type Prepared = (Signals, Door, Vm, VmFacts);
 
 fn prepare(args: &ReceiveArgs, report: &mut dyn Report) -> Result<Prepared, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
     let signals = Signals::install().map_err(|e| failed(&e))?;
-    let trust = Trust::from_flags(args.net.insecure, args.net.insecure_anywhere);
     let mut vm = Vm::connect(&args.qmp, QMP_CONNECT_LIMIT).map_err(|e| failed(&e))?;
     let findings = check_destination(&mut vm).map_err(|e| failed(&e))?;
     tell_findings(&findings, report)?;
     let facts = vm.facts().map_err(|e| failed(&e))?;
-    let listener = net::listen(&args.listen, trust)?;
-    Ok((trust, signals, listener, vm, facts))
+    let protection = Protection::from_args(&args.net);
+    let door = Door::open(&args.listen, &protection, &args.tls_allow)?;
+    Ok((signals, door, vm, facts))
 }
 
 fn fail(report: &mut dyn Report, failure: &Failure, vm: &str) -> Exit {
@@ -73,7 +69,7 @@ fn fail(report: &mut dyn Report, failure: &Failure, vm: &str) -> Exit {
 
 impl Receiver<'_> {
     fn serve(mut self) -> Exit {
-        if let Ok(address) = self.listener.local_addr() {
+        if let Ok(address) = self.door.address() {
             self.report.tell(&Event::Listening {
                 address: address.to_string(),
             });
@@ -111,14 +107,15 @@ impl Receiver<'_> {
     fn next_connection(&mut self) -> Result<Link, Failure> {
         let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
         loop {
-            let mut fds = [
+            let mut fds = vec![
                 PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN),
-                PollFd::new(&self.listener, PollFlags::IN),
                 PollFd::from_borrowed_fd(self.vm.fd(), PollFlags::IN),
             ];
-            wait(&mut fds, None).map_err(|e| failed(&e))?;
+            fds.extend(self.door.fds(true));
+            wait(&mut fds, self.door.deadline()).map_err(|e| failed(&e))?;
             let signalled = !fds[0].revents().is_empty();
-            let spoken = !fds[2].revents().is_empty();
+            let spoken = !fds[1].revents().is_empty();
+            drop(fds);
             if signalled && self.signals.take() {
                 return Err(Failure::Cancelled("cancelled by a signal".into()));
             }
@@ -128,9 +125,17 @@ impl Receiver<'_> {
                     Failure::Failed(format!("the QEMU here has ended: {error}"))
                 })?;
             }
-            if let Some(link) = net::accept(&self.listener, self.trust).map_err(|e| failed(&e))? {
+            let link = self.door.look(true).map_err(|e| failed(&e))?;
+            self.tell_of_the_door();
+            if let Some(link) = link {
                 return Ok(link);
             }
+        }
+    }
+
+    fn tell_of_the_door(&mut self) {
+        if let Some(text) = self.door.news() {
+            self.report.tell(&Event::Note { text });
         }
     }
 }

@@ -10,7 +10,7 @@ use migrate::{
 };
 use qemu_stream::return_path::ReturnPathParser;
 use rustix::event::{PollFd, PollFlags};
-use wire::{AbortCode, Hello, Message, Preamble, Started, Thawed, put_control};
+use wire::{AbortCode, Hello, Message, Started, Thawed, put_control};
 
 use super::Receiver;
 use crate::agent::Client;
@@ -202,6 +202,11 @@ impl<'r, 'a> Session<'r, 'a> {
         self.receiver.report.tell(&Event::Connected {
             peer: peer.unwrap_or_default(),
             session: session_name(hello.session),
+            path: self
+                .link
+                .as_ref()
+                .map(|c| c.link.describe())
+                .unwrap_or_default(),
         });
         // The source compares; here only that it speaks of a VM at all.
         let _: VmFacts = serde_json::from_str(&hello.vm_facts).map_err(|error| {
@@ -350,22 +355,19 @@ impl<'r, 'a> Session<'r, 'a> {
 
     fn wait_and_read(&mut self, deadline: Instant) -> Result<(), Stop> {
         let receiver = &self.receiver;
-        // While the source may have committed, whoever connects has a verdict to deliver: it
-        // waits until the first connection is known to be lost.
-        let listener_flags = match &self.link {
-            Some(_) if self.engine.phase().may_be_committed() => PollFlags::empty(),
-            _ => PollFlags::IN,
-        };
+        let is_open = self.lets_in();
         let mut fds = vec![
             PollFd::from_borrowed_fd(receiver.signals.fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(receiver.vm.fd(), PollFlags::IN),
-            PollFd::new(&receiver.listener, listener_flags),
         ];
+        fds.extend(receiver.door.fds(is_open));
+        let door_ends = fds.len();
         let mut link_flags = PollFlags::empty();
         if self.to_qemu.len() < WAITING_MAX {
             link_flags |= PollFlags::IN;
         }
-        if !self.to_peer.is_empty() {
+        let link_waits = self.link.as_ref().is_some_and(|c| c.link.wants_write());
+        if !self.to_peer.is_empty() || link_waits {
             link_flags |= PollFlags::OUT;
         }
         let link_at = self.link.as_ref().map(|connection| {
@@ -380,6 +382,8 @@ impl<'r, 'a> Session<'r, 'a> {
             fds.push(PollFd::new(&qemu.socket, qemu_flags));
             fds.len() - 1
         });
+        let knocked = receiver.door.deadline();
+        let deadline = knocked.map_or(deadline, |at| at.min(deadline));
         wait(&mut fds, Some(deadline)).map_err(|e| failed(&e))?;
         let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
         drop(fds);
@@ -395,8 +399,9 @@ impl<'r, 'a> Session<'r, 'a> {
         if qemu_at.is_some_and(|at| ready[at].intersects(readable)) {
             self.read_qemu()?;
         }
-        if !ready[2].is_empty() {
-            self.another_connection()?;
+        let knocks = ready[2..door_ends].iter().any(|flags| !flags.is_empty());
+        if knocks || knocked.is_some_and(|at| at <= Instant::now()) {
+            self.another_connection(is_open)?;
         }
         if link_at.is_some_and(|at| ready[at].intersects(readable))
             && self.to_qemu.len() < WAITING_MAX
@@ -520,27 +525,25 @@ impl<'r, 'a> Session<'r, 'a> {
 
     /// Somebody else connects: the source (or its guardian) with a verdict, when the connection
     /// was lost; otherwise one source too many.
-    fn another_connection(&mut self) -> Result<(), Stop> {
-        let receiver = &self.receiver;
-        let Some(mut link) =
-            net::accept(&receiver.listener, receiver.trust).map_err(|e| failed(&e))?
-        else {
-            return Ok(());
-        };
-        if self.link.is_none() {
-            self.connect(link);
-            return Ok(());
+    fn another_connection(&mut self, is_open: bool) -> Result<(), Stop> {
+        let link = self.receiver.door.look(is_open).map_err(|e| failed(&e))?;
+        self.receiver.tell_of_the_door();
+        match link {
+            Some(link) if self.link.is_none() => self.connect(link),
+            Some(mut link) => net::refuse(
+                &mut link,
+                AbortCode::Busy,
+                "another migration to this QEMU is under way".into(),
+            ),
+            None => {}
         }
-        let mut output = Output::default();
-        Preamble::OURS.put(output.tail());
-        let busy = Message::Abort {
-            code: AbortCode::Busy,
-            reason: "another migration to this QEMU is under way".into(),
-        };
-        put_control(&busy, output.tail());
-        // A fresh connection takes so little at once, or is not worth waiting for.
-        let _ = link.send(&mut output, usize::MAX);
         Ok(())
+    }
+
+    /// While the source may have committed, whoever connects has a verdict to deliver: it waits
+    /// until the first connection is known to be lost.
+    fn lets_in(&self) -> bool {
+        self.link.is_none() || !self.engine.phase().may_be_committed()
     }
 
     /// QEMU has let go of the stream: with its own words, if it still has any.

@@ -67,7 +67,7 @@ impl Report for Human {
     fn tell(&mut self, event: &Event) {
         match event {
             Event::Listening { address } => self.say(&format!("listening on {address}")),
-            Event::Connected { peer, .. } => self.say(&format!("connected with {peer}")),
+            Event::Connected { path, .. } => self.say(&format!("connected: {path}")),
             Event::Note { text } => self.say(&format!("note: {text}")),
             Event::Phase { .. } | Event::Pass { .. } | Event::Writing { .. } => {}
             Event::Progress(progress) => self.progress(progress),

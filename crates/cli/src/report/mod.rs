@@ -30,7 +30,12 @@ pub(crate) enum Event {
     /// The destination waits for a source.
     Listening { address: String },
     /// A peer has connected.
-    Connected { peer: String, session: String },
+    Connected {
+        peer: String,
+        session: String,
+        /// From where to where, and how it is protected.
+        path: String,
+    },
     /// Something to know that is not an error.
     Note { text: String },
     /// The migration has entered another phase.

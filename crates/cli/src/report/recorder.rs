@@ -56,7 +56,7 @@ impl Recorder {
         let now = self.now();
         let record = &mut self.record;
         match event {
-            Event::Connected { peer, session } => {
+            Event::Connected { peer, session, .. } => {
                 record.peer = Some(peer.clone());
                 record.session = Some(session.clone());
             }

@@ -17,7 +17,7 @@ use migrate::{KeepBack, MappedRam, Source};
 
 use crate::args::SendArgs;
 use crate::exit::Exit;
-use crate::net::{self, ConnectError, Trust};
+use crate::net::{ConnectError, Connector, Protection, host_of};
 use crate::report::{Detail, Event, Recorder, Report, Wanted, reporter};
 use crate::signals::Signals;
 use crate::{QMP_CONNECT_LIMIT, random};
@@ -63,7 +63,9 @@ impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
         match error {
             ConnectError::Cancelled => Failure::Cancelled("cancelled by a signal".into()),
-            ConnectError::Trust(_) => Failure::Refused(error.to_string()),
+            ConnectError::Plain(_) | ConnectError::Credentials(_) | ConnectError::Name(_) => {
+                Failure::Refused(error.to_string())
+            }
             _ => Failure::Failed(error.to_string()),
         }
     }
@@ -114,7 +116,9 @@ fn wanted(args: &SendArgs) -> Wanted {
 fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session<'a>, Failure> {
     let failed = |error: &dyn fmt::Display| Failure::Failed(error.to_string());
     let mut signals = Signals::install().map_err(|error| failed(&error))?;
-    let trust = Trust::from_flags(args.net.insecure, args.net.insecure_anywhere);
+    let protection = Protection::from_args(&args.net);
+    let host = args.tls_hostname.as_deref().unwrap_or(host_of(&args.to));
+    let connector = Connector::new(&protection, host)?;
     let mut vm = Vm::connect(&args.qmp, QMP_CONNECT_LIMIT).map_err(|error| failed(&error))?;
     let findings = check_source(&mut vm).map_err(|error| failed(&error))?;
     tell_findings(&findings, report)?;
@@ -127,12 +131,13 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
     let ends = ram.iter().map(|piece| piece.address + piece.length);
     let frames = ends.max().unwrap_or(0) / FRAME;
     let steering = Steering::new(args, frames, report)?;
-    let link = net::connect(&args.to, trust, CONNECT_LIMIT, &mut signals)?;
+    let link = connector.connect(&args.to, CONNECT_LIMIT, &mut signals)?;
     let session = random().map_err(|error| failed(&error))?;
     let seed = u64::from_le_bytes(random().map_err(|error| failed(&error))?);
     report.tell(&Event::Connected {
         peer: link.peer().to_string(),
         session: crate::report::session_name(session),
+        path: link.describe(),
     });
     let mut engine = Source::new(session, seed);
     engine.keep_back(KeepBack {
@@ -140,7 +145,7 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
         ram,
     });
     Ok(Session::new(
-        args, trust, report, signals, vm, facts, link, session, engine, steering,
+        args, connector, report, signals, vm, facts, link, session, engine, steering,
     ))
 }
 

@@ -21,7 +21,7 @@ use crate::args::{SendArgs, StallArg};
 use crate::buffer::{Filled, Input, Output};
 use crate::exit::Exit;
 use crate::guardian::{Guardian, Watch};
-use crate::net::{Link, Trust};
+use crate::net::{Connector, Link, Protection, host_of};
 use crate::pace::Pace;
 use crate::poll::wait;
 use crate::report::{Detail, Event, Progress, Report, session_name};
@@ -45,7 +45,7 @@ const STREAM_FD: &str = "unmoor-migration";
 /// A migration from here.
 pub(crate) struct Session<'a> {
     pub(super) args: &'a SendArgs,
-    pub(super) trust: Trust,
+    pub(super) connector: Connector,
     pub(super) report: &'a mut dyn Report,
     pub(super) signals: Signals,
     pub(super) engine: Source,
@@ -119,7 +119,7 @@ impl<'a> Session<'a> {
     #[expect(clippy::too_many_arguments, reason = "called once, by `prepare`")]
     pub(crate) fn new(
         args: &'a SendArgs,
-        trust: Trust,
+        connector: Connector,
         report: &'a mut dyn Report,
         signals: Signals,
         vm: Vm,
@@ -132,7 +132,7 @@ impl<'a> Session<'a> {
         let now = Instant::now();
         Session {
             args,
-            trust,
+            connector,
             report,
             signals,
             engine,
@@ -259,6 +259,8 @@ impl<'a> Session<'a> {
             may_throttle: self.args.on_stall == StallArg::AutoConverge,
         };
         let plan = Saved::plan_source(&mut self.vm, &wanted).map_err(|e| failed(&e))?;
+        let named = self.args.tls_hostname.as_deref();
+        let host = named.unwrap_or(host_of(&self.args.to));
         let mut guardian = Guardian::start().map_err(|error| {
             Failure::Failed(format!("cannot start the guardian process: {error}"))
         })?;
@@ -267,6 +269,8 @@ impl<'a> Session<'a> {
                 session: self.session,
                 qmp: std::path::absolute(&self.args.qmp).unwrap_or(self.args.qmp.clone()),
                 peer: self.link.peer(),
+                protection: Protection::from_args(&self.args.net),
+                host: host.to_owned(),
                 was_running: self.was_running,
                 saved: plan.clone(),
             })
@@ -325,7 +329,8 @@ impl<'a> Session<'a> {
             Some(pace) if vm_runs => pace.allowance(now),
             _ => usize::MAX,
         };
-        if self.output.is_empty() || limit == 0 {
+        // What is encrypted already goes whatever the limit.
+        if (self.output.is_empty() || limit == 0) && !self.link.wants_write() {
             self.steering
                 .link_rate
                 .sent(now, 0, !self.output.is_empty());
@@ -421,7 +426,8 @@ impl<'a> Session<'a> {
 
     fn wait_and_read(&mut self, deadline: Instant) -> Result<(), Failure> {
         let paced = self.pace.is_some() && self.vm_runs();
-        let link_flags = if self.output.is_empty() || paced {
+        let waits = !self.output.is_empty() && !paced;
+        let link_flags = if !waits && !self.link.wants_write() {
             PollFlags::IN
         } else {
             PollFlags::IN | PollFlags::OUT

@@ -9,7 +9,7 @@ use wire::Started;
 use super::Failure;
 use super::session::Session;
 use crate::buffer::{Filled, Input, Output};
-use crate::net::{self, Link};
+use crate::net::Link;
 use crate::poll::wait;
 use crate::report::Event;
 
@@ -49,7 +49,8 @@ impl Session<'_> {
     }
 
     fn ask(&mut self) -> Result<Started, Failure> {
-        let mut link = net::connect(&self.args.to, self.trust, ATTEMPT, &mut self.signals)?;
+        let to = &self.args.to;
+        let mut link = self.connector.connect(to, ATTEMPT, &mut self.signals)?;
         let (mut input, mut output) = (Input::default(), Output::default());
         let mut decoder = wire::Decoder::new();
         self.engine.ask_outcome(output.tail());

@@ -50,9 +50,7 @@ fn main() -> Result<()> {
             println!("{}", table::core(&core::measure()?));
             Ok(())
         }
-        Task::Render => {
-            publish(&last("bench")?)
-        }
+        Task::Render => publish(&last("bench")?),
         Task::Measure => measure(&args),
     }
 }
