@@ -42,11 +42,12 @@ fn reach(pair: &Pair, point: Point) -> Result<Reached> {
     let gate = pair.lab.run_dir().join("gate");
     let _ = fs::remove_file(&gate);
     rustix::fs::mkfifoat(rustix::fs::CWD, &gate, 0o600.into())?;
-    let receiver = pair.receive(&["--once", "--peer-timeout", "3s"])?;
+    let receiver = pair.receive(&["--once", "--peer-timeout", "3s", "--reconnect", "2s"])?;
     let hold = format!("read go < {}", gate.display());
+    let limits = ["--peer-timeout", "3s", "--reconnect", "2s"];
     let sender = match point {
-        Point::Ready => pair.send(&["--peer-timeout", "3s", "--before-commit", &hold])?,
-        _ => pair.send(&["--peer-timeout", "3s", "--bandwidth", "200Mbit"])?,
+        Point::Ready => pair.send(&[&limits[..], &["--before-commit", &hold]].concat())?,
+        _ => pair.send(&[&limits[..], &["--bandwidth", "200Mbit"]].concat())?,
     };
     match point {
         Point::FirstPass => {

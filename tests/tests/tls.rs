@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::relay::{PORT, Unmoor};
 use lab::{HOST_A, HOST_B, Host, Lab, LabOptions, Vm, VmOptions, program, results};
-use rustix::process::Signal;
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair};
+use rustix::process::Signal;
 use serde_json::Value;
 use time::OffsetDateTime;
 use unmoor_tests::{MIGRATION_LIMIT, Pair, SHORT, start_writer, verify_writer};
@@ -309,5 +309,6 @@ fn the_guardian_has_certificates_too() -> Result<()> {
     assert!([1, 4].contains(&ended), "{ended}");
     pair.source.wait_status("running", SHORT)?;
     verify_writer(&mut pair.source)?;
-    pair.destination.wait_ended(SHORT)
+    pair.destination.wait_ended(SHORT)?;
+    Ok(())
 }

@@ -384,9 +384,14 @@ pub struct NetArgs {
     #[arg(long, conflicts_with = "tls_dir")]
     pub insecure_anywhere: bool,
 
-    /// Silence after which the peer is given up.
+    /// Silence after which the connection is taken to be lost.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = silence)]
     pub peer_timeout: Duration,
+
+    /// How long a connection that was lost may take to come back before the migration is given up;
+    /// 0s gives it up at once.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub reconnect: Duration,
 }
 
 /// What to print.

@@ -41,6 +41,13 @@ impl Input {
         self.start += count;
     }
 
+    /// Bytes that have come another way.
+    pub(crate) fn append(&mut self, more: &[u8]) {
+        self.bytes.truncate(self.end);
+        self.bytes.extend_from_slice(more);
+        self.end = self.bytes.len();
+    }
+
     /// Reads once.
     pub(crate) fn fill(&mut self, from: &mut impl Read) -> io::Result<Filled> {
         self.bytes.copy_within(self.start..self.end, 0);

@@ -165,6 +165,16 @@ impl Destination {
         self.actions.pop_front()
     }
 
+    /// Whether a lost connection can be resumed.
+    pub fn can_resume(&self) -> bool {
+        self.uses.has(Capabilities::RESUME)
+    }
+
+    /// Whether this names the session.
+    pub fn is_session(&self, session: [u8; 16]) -> bool {
+        self.session == Some(session)
+    }
+
     /// A connection has been made, the first one or another after a loss.
     pub fn connected(&self, peer: &mut Vec<u8>) {
         Preamble::OURS.put(peer);
@@ -444,12 +454,15 @@ impl Destination {
         out: &mut Outputs<'_>,
     ) -> Result<(), Fault> {
         use DestinationPhase as P;
-        if self.session != Some(session) || !self.phase.may_be_committed() {
+        if self.session != Some(session) {
             return Err(self.out_of_order("a verdict on another session"));
         }
         match (self.phase, commit, self.started) {
             (P::Ready, true, _) => self.commit(out.qemu),
-            (P::Ready, false, _) => {
+            (phase, true, _) if phase < P::Ready => {
+                return Err(self.out_of_order("a commit of what has not come"));
+            }
+            (phase, false, _) if phase <= P::Ready => {
                 return Err(Fault::PeerAborted {
                     code: AbortCode::Cancelled,
                     reason: "the source has not committed and runs the VM".into(),

@@ -8,6 +8,11 @@ pub enum WireError {
         "the peer does not speak unmoor's protocol: check that the address is that of `unmoor receive`, and that both sides or neither were started with --insecure"
     )]
     NotOurProtocol,
+    /// The peer claims to have received what was never sent, or less than it had.
+    #[error(
+        "the peer has lost count of what was sent: run the same release of unmoor on both hosts"
+    )]
+    BadPosition,
     /// No common protocol version.
     #[error(
         "the peer speaks protocol versions {peer_oldest} to {peer_newest}, this side {ours_oldest} to {ours_newest}: install the same release of unmoor on both hosts"

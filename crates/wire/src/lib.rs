@@ -28,6 +28,12 @@
 //!   Bye                                 ──►
 //! ```
 //!
+//! A connection may be lost at any time before `Commit`: see [`Ledger`]. The destination has given a
+//! ticket after `Accept`; the source connects again and begins with `Resume` (session, ticket, how far
+//! it has received), which is answered by `Resumed`; then both go on where the other has come to,
+//! in the middle of a frame if it must be. Preamble, `Resume` and `Resumed` do not count; everything
+//! else does, from the first preamble on.
+//!
 //! Either side may send `Abort` until `Commit` has been sent; `KeepAlive` at any time. A source
 //! that lost the connection after its decision was recorded connects again and sends a `Verdict`
 //! in place of `Hello`.
@@ -40,12 +46,14 @@ mod decode;
 mod error;
 #[cfg(feature = "test-support")]
 pub mod fuzz_entry;
+mod ledger;
 mod message;
 mod preamble;
 
 pub use batch::{BatchWriter, PageRun, PagesFrame, ZERO_PAGES_MAX, ZerosFrame};
 pub use decode::{Decoder, Frame, put_control, put_device};
 pub use error::WireError;
+pub use ledger::Ledger;
 pub use message::{
     AbortCode, Accept, Block, Capabilities, Digest, Hello, Message, RamSetup, Started, Thawed,
 };

@@ -18,8 +18,10 @@ impl Capabilities {
     pub const VERDICT: Capabilities = Capabilities(1 << 1);
     /// The destination thaws frozen processes and says so ([`Message::Thawed`]).
     pub const THAWED: Capabilities = Capabilities(1 << 2);
+    /// A lost connection can be resumed ([`Message::Resume`]).
+    pub const RESUME: Capabilities = Capabilities(1 << 3);
     /// Everything that this release knows.
-    pub const OURS: Capabilities = Capabilities(Self::REQUIRED.0 | Self::THAWED.0);
+    pub const OURS: Capabilities = Capabilities(Self::REQUIRED.0 | Self::THAWED.0 | Self::RESUME.0);
     /// What this release cannot do without.
     pub const REQUIRED: Capabilities = Capabilities(Self::XXH3_128.0 | Self::VERDICT.0);
 
@@ -202,6 +204,21 @@ pub enum Message {
     },
     /// Destination, after `Committed`, if both can: what was frozen runs again.
     Thawed(Thawed),
+    /// Destination, after `Accept`, if both can resume: what the source shows when it comes back.
+    Ticket([u8; 32]),
+    /// Either side: all bytes of the other's stream before this have come.
+    Ack(u64),
+    /// Source, first message on a new connection: the last one was lost.
+    Resume {
+        /// The session.
+        session: [u8; 16],
+        /// What the destination has given for it.
+        ticket: [u8; 32],
+        /// Bytes of the destination's stream that have come.
+        received: u64,
+    },
+    /// Destination: goes on; so many bytes of the source's stream have come.
+    Resumed(u64),
 }
 
 impl Message {
@@ -224,6 +241,10 @@ impl Message {
             Message::KeepAlive => "KeepAlive",
             Message::Verdict { .. } => "Verdict",
             Message::Thawed(_) => "Thawed",
+            Message::Ticket(_) => "Ticket",
+            Message::Ack(_) => "Ack",
+            Message::Resume { .. } => "Resume",
+            Message::Resumed(_) => "Resumed",
         }
     }
 }
@@ -285,6 +306,17 @@ mod tests {
             after_us: 5,
         };
         assert_eq!(bytes(&Message::Thawed(thawed)), [15, 1, 3, 5]);
+        let ticket = [[16].as_slice(), &[9; 32]].concat();
+        assert_eq!(bytes(&Message::Ticket([9; 32])), ticket);
+        assert_eq!(bytes(&Message::Ack(300)), [17, 0xac, 0x02]);
+        let resume = Message::Resume {
+            session: [7; 16],
+            ticket: [9; 32],
+            received: 5,
+        };
+        let expected = [[18].as_slice(), &[7; 16], &[9; 32], &[5]].concat();
+        assert_eq!(bytes(&resume), expected);
+        assert_eq!(bytes(&Message::Resumed(5)), [19, 5]);
     }
 
     #[test]

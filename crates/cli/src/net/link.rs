@@ -2,7 +2,7 @@
 //!
 //! Everything above it knows only [`Link::receive`], [`Link::send`] and what to wait for.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -105,6 +105,27 @@ impl Link {
         }
     }
 
+    /// Writes without waiting what was given before, and then some of this; 0 if the socket is full.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let result = match &mut self.tls {
+            Some(session) => {
+                session.flush(&mut self.stream)?;
+                if bytes.is_empty() {
+                    return Ok(0);
+                }
+                session.over(&mut self.stream).write(bytes)
+            }
+            None if bytes.is_empty() => return Ok(0),
+            None => self.stream.write(bytes),
+        };
+        match result {
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => Ok(count),
+            Err(error) if is_transient(&error) => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Writes at most `limit` bytes, without waiting, and tells how many.
     pub(crate) fn send(&mut self, output: &mut Output, limit: usize) -> io::Result<usize> {
         match &mut self.tls {
@@ -130,4 +151,11 @@ impl Link {
             }
         }
     }
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
 }

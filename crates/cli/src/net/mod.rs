@@ -6,9 +6,11 @@
 //! connect      from the source: a Link
 //! door         at the destination: who knocks, and who becomes a Link
 //! link         a connection, whichever it is: receive and send without waiting
+//! channel      what is said over one Link, or over several one after another
 //! tls          the encrypted kind
 //! ```
 
+mod channel;
 mod connect;
 mod credentials;
 mod door;
@@ -18,6 +20,7 @@ mod plain;
 mod protection;
 mod tls;
 
+pub(crate) use channel::Channel;
 pub(crate) use connect::{ConnectError, Connector, host_of};
 pub(crate) use credentials::certificates;
 pub(crate) use door::{Door, refuse};

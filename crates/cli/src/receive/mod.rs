@@ -1,5 +1,6 @@
 //! `unmoor receive`: the destination half's shell.
 
+mod newcomer;
 mod session;
 
 use hypervisor::{Vm, VmFacts, check_destination};

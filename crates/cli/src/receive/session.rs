@@ -10,19 +10,25 @@ use migrate::{
 };
 use qemu_stream::return_path::ReturnPathParser;
 use rustix::event::{PollFd, PollFlags};
-use wire::{AbortCode, Hello, Message, Started, Thawed, put_control};
+use wire::{AbortCode, Frame, Hello, Ledger, Message, Preamble, Started, Thawed, put_control};
 
 use super::Receiver;
+use super::newcomer::{Newcomer, Wish};
 use crate::agent::Client;
 use crate::buffer::{Filled, Input, Output};
 use crate::exit::Exit;
-use crate::net::{self, Link};
+use crate::net::{self, Channel, Link};
 use crate::poll::wait;
+use crate::random;
 use crate::report::{Event, peak_memory, session_name};
 use crate::send::Failure;
 
 /// Bytes waiting for QEMU beyond which nothing more is read from the link.
 const WAITING_MAX: usize = 512 << 10;
+/// Bytes that the source may not have acknowledged yet: little is sent to it.
+const KEPT_MAX: usize = 1 << 20;
+/// Received bytes after which the source gets a word, so that it need not keep them.
+const ACK_EVERY: u64 = 1 << 20;
 /// Longest wait for the peer to take our last words.
 const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 /// How long a started VM's relay waits for a source that may not know yet.
@@ -51,6 +57,12 @@ pub(super) struct Session<'r, 'a> {
     engine: Destination,
     /// Absent after a loss, while the source may have committed.
     link: Option<Connection>,
+    /// A connection that was lost and may be resumed.
+    cut: Option<Cut>,
+    /// Somebody who has not said yet what for.
+    newcomer: Option<Newcomer>,
+    /// What a source has to show that comes back.
+    ticket: Option<[u8; 32]>,
     to_peer: Output,
     to_qemu: Output,
     qemu: Option<Qemu>,
@@ -65,8 +77,14 @@ pub(super) struct Session<'r, 'a> {
     thawed: Option<u32>,
 }
 
+struct Cut {
+    connection: Connection,
+    since: Instant,
+    why: String,
+}
+
 struct Connection {
-    link: Link,
+    channel: Channel,
     input: Input,
     decoder: wire::Decoder,
     alive: KeepAlive,
@@ -98,6 +116,9 @@ impl<'r, 'a> Session<'r, 'a> {
             receiver,
             engine: Destination::new(),
             link: None,
+            cut: None,
+            newcomer: None,
+            ticket: None,
             to_peer: Output::default(),
             to_qemu: Output::default(),
             qemu: None,
@@ -109,16 +130,19 @@ impl<'r, 'a> Session<'r, 'a> {
             running: false,
             thawed: None,
         };
-        session.connect(link);
+        session.connect(link, Input::default());
         session
     }
 
-    fn connect(&mut self, link: Link) {
+    /// Begins to speak over a connection, of which something has been read.
+    fn connect(&mut self, link: Link, input: Input) {
         self.to_peer.clear();
         self.engine.connected(self.to_peer.tail());
+        let mut ledger = Ledger::new(KEPT_MAX, ACK_EVERY);
+        ledger.received(input.unread().len());
         self.link = Some(Connection {
-            link,
-            input: Input::default(),
+            channel: Channel::new(link, ledger),
+            input,
             decoder: wire::Decoder::new(),
             alive: KeepAlive::new(self.receiver.args.net.peer_timeout, Instant::now()),
         });
@@ -129,6 +153,7 @@ impl<'r, 'a> Session<'r, 'a> {
         loop {
             match self.drive() {
                 Ok(()) => return self.moved(None),
+                Err(Stop::LinkLost(why)) if self.can_be_resumed() => self.cut_off(why),
                 Err(Stop::LinkLost(why)) if self.engine.phase().may_be_committed() => {
                     self.link = None;
                     self.to_peer.clear();
@@ -150,6 +175,29 @@ impl<'r, 'a> Session<'r, 'a> {
         }
     }
 
+    fn can_be_resumed(&self) -> bool {
+        self.link.is_some()
+            && self.ticket.is_some()
+            && self.engine.phase() <= DestinationPhase::Ready
+            && !self.receiver.args.net.reconnect.is_zero()
+    }
+
+    fn cut_off(&mut self, why: String) {
+        let Some(mut connection) = self.link.take() else {
+            return;
+        };
+        connection.channel.disconnect();
+        let limit = humantime::format_duration(self.receiver.args.net.reconnect);
+        self.receiver.report.tell(&Event::Note {
+            text: format!("{why}; waiting for it to come back for {limit}"),
+        });
+        self.cut = Some(Cut {
+            connection,
+            since: Instant::now(),
+            why,
+        });
+    }
+
     fn on_loss(&mut self, why: &str) {
         let text = if self.engine.phase() == DestinationPhase::Ready {
             format!(
@@ -168,6 +216,11 @@ impl<'r, 'a> Session<'r, 'a> {
                 return Ok(());
             }
             self.engine.flush(self.to_qemu.tail());
+            if let Some(connection) = &mut self.link
+                && let Some(upto) = connection.channel.owes()
+            {
+                put_control(&Message::Ack(upto), self.to_peer.tail());
+            }
             self.send()?;
             if self.take_frames()? {
                 continue;
@@ -197,7 +250,7 @@ impl<'r, 'a> Session<'r, 'a> {
     }
 
     fn admit(&mut self, hello: &Hello) -> Result<(), Stop> {
-        let peer = self.link.as_ref().map(|c| c.link.peer().to_string());
+        let peer = self.link.as_ref().map(|c| c.channel.peer().to_string());
         self.session = Some(hello.session);
         self.receiver.report.tell(&Event::Connected {
             peer: peer.unwrap_or_default(),
@@ -205,7 +258,7 @@ impl<'r, 'a> Session<'r, 'a> {
             path: self
                 .link
                 .as_ref()
-                .map(|c| c.link.describe())
+                .map(|c| c.channel.describe())
                 .unwrap_or_default(),
         });
         // The source compares; here only that it speaks of a VM at all.
@@ -221,6 +274,13 @@ impl<'r, 'a> Session<'r, 'a> {
             .saturating_add(MEMORY_SLACK);
         self.engine
             .accept(crate::SOFTWARE, facts, limit, self.to_peer.tail());
+        if self.engine.can_resume() {
+            let ticket = random().map_err(|e| failed(&e))?;
+            put_control(&Message::Ticket(ticket), self.to_peer.tail());
+            self.ticket = Some(ticket);
+        } else if let Some(connection) = &mut self.link {
+            connection.channel.keep_no_copies();
+        }
         Ok(())
     }
 
@@ -310,7 +370,7 @@ impl<'r, 'a> Session<'r, 'a> {
         }
         if let Some(connection) = &mut self.link {
             let sent = connection
-                .link
+                .channel
                 .send(&mut self.to_peer, usize::MAX)
                 .map_err(|error| {
                     Stop::LinkLost(format!("the connection to the source was lost: {error}"))
@@ -318,7 +378,7 @@ impl<'r, 'a> Session<'r, 'a> {
             if sent > 0 {
                 connection.alive.on_sent(Instant::now());
             }
-        } else {
+        } else if self.cut.is_none() {
             self.to_peer.clear();
         }
         Ok(())
@@ -330,6 +390,16 @@ impl<'r, 'a> Session<'r, 'a> {
         let now = Instant::now();
         if self.linger_until.is_some_and(|until| now >= until) {
             return Ok(None);
+        }
+        if let Some(cut) = &self.cut {
+            let limit = self.receiver.args.net.reconnect;
+            if now < cut.since + limit {
+                return Ok(Some(cut.since + limit));
+            }
+            let limit = humantime::format_duration(limit);
+            let why = format!("{}, and did not come back within {limit}", cut.why);
+            self.cut = None;
+            return Err(Stop::LinkLost(why));
         }
         let Some(connection) = &mut self.link else {
             let hour = now + Duration::from_secs(3600);
@@ -366,12 +436,17 @@ impl<'r, 'a> Session<'r, 'a> {
         if self.to_qemu.len() < WAITING_MAX {
             link_flags |= PollFlags::IN;
         }
-        let link_waits = self.link.as_ref().is_some_and(|c| c.link.wants_write());
+        let link_waits = self.link.as_ref().is_some_and(|c| c.channel.wants_write());
         if !self.to_peer.is_empty() || link_waits {
             link_flags |= PollFlags::OUT;
         }
-        let link_at = self.link.as_ref().map(|connection| {
-            fds.push(PollFd::from_borrowed_fd(connection.link.fd(), link_flags));
+        let link_fd = self.link.as_ref().and_then(|c| c.channel.fd());
+        let link_at = link_fd.map(|fd| {
+            fds.push(PollFd::from_borrowed_fd(fd, link_flags));
+            fds.len() - 1
+        });
+        let newcomer_at = self.newcomer.as_ref().map(|newcomer| {
+            fds.push(newcomer.fd());
             fds.len() - 1
         });
         let mut qemu_flags = PollFlags::IN;
@@ -384,6 +459,8 @@ impl<'r, 'a> Session<'r, 'a> {
         });
         let knocked = receiver.door.deadline();
         let deadline = knocked.map_or(deadline, |at| at.min(deadline));
+        let word_by = self.newcomer.as_ref().map(Newcomer::deadline);
+        let deadline = word_by.map_or(deadline, |at| at.min(deadline));
         wait(&mut fds, Some(deadline)).map_err(|e| failed(&e))?;
         let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
         drop(fds);
@@ -402,6 +479,11 @@ impl<'r, 'a> Session<'r, 'a> {
         let knocks = ready[2..door_ends].iter().any(|flags| !flags.is_empty());
         if knocks || knocked.is_some_and(|at| at <= Instant::now()) {
             self.another_connection(is_open)?;
+        }
+        if newcomer_at.is_some_and(|at| !ready[at].is_empty())
+            || word_by.is_some_and(|at| at <= Instant::now())
+        {
+            self.hear_the_newcomer()?;
         }
         if link_at.is_some_and(|at| ready[at].intersects(readable))
             && self.to_qemu.len() < WAITING_MAX
@@ -435,7 +517,7 @@ impl<'r, 'a> Session<'r, 'a> {
         let Some(connection) = &mut self.link else {
             return Ok(());
         };
-        match connection.link.receive(&mut connection.input) {
+        match connection.channel.receive(&mut connection.input) {
             Ok(Filled::Some(_)) => connection.alive.on_heard(Instant::now()),
             Ok(Filled::WouldBlock) => return Ok(()),
             Ok(Filled::Closed) => {
@@ -465,6 +547,13 @@ impl<'r, 'a> Session<'r, 'a> {
                 .next(connection.input.unread())
                 .map_err(|e| failed(&Fault::from(e)))?
         {
+            if let Frame::Control(Message::Ack(upto)) = frame {
+                let acknowledged = connection.channel.acknowledged(upto);
+                acknowledged.map_err(|e| failed(&Fault::from(e)))?;
+                connection.input.consume(used);
+                any = true;
+                continue;
+            }
             let mut outputs = Outputs {
                 peer: self.to_peer.tail(),
                 qemu: self.to_qemu.tail(),
@@ -523,20 +612,97 @@ impl<'r, 'a> Session<'r, 'a> {
         Ok(())
     }
 
-    /// Somebody else connects: the source (or its guardian) with a verdict, when the connection
-    /// was lost; otherwise one source too many.
+    /// Somebody else is let in: what for is asked first.
     fn another_connection(&mut self, is_open: bool) -> Result<(), Stop> {
+        if self.newcomer.is_some() {
+            return Ok(());
+        }
         let link = self.receiver.door.look(is_open).map_err(|e| failed(&e))?;
         self.receiver.tell_of_the_door();
-        match link {
-            Some(link) if self.link.is_none() => self.connect(link),
-            Some(mut link) => net::refuse(
-                &mut link,
+        self.newcomer = link.map(Newcomer::new);
+        Ok(())
+    }
+
+    /// The source comes back; or it, or its guardian, has a verdict, when the connection was lost;
+    /// otherwise it is one source too many.
+    fn hear_the_newcomer(&mut self) -> Result<(), Stop> {
+        let Some(mut newcomer) = self.newcomer.take() else {
+            return Ok(());
+        };
+        let wish = match newcomer.wish() {
+            Ok(Some(wish)) => wish,
+            Ok(None) => {
+                self.newcomer = Some(newcomer);
+                return Ok(());
+            }
+            // It has gone, or speaks of something else.
+            Err(_) => return Ok(()),
+        };
+        match wish {
+            Wish::Resume {
+                session,
+                ticket,
+                received,
+                ends,
+            } if self.engine.is_session(session) && self.is_ticket(&ticket) => {
+                return self.resume(newcomer, received, ends);
+            }
+            Wish::Verdict { session } if self.link.is_none() && self.engine.is_session(session) => {
+                self.cut = None;
+                self.connect(newcomer.link, newcomer.input);
+            }
+            // The engine says what is wrong with it.
+            _ if self.link.is_none() && self.cut.is_none() => {
+                self.connect(newcomer.link, newcomer.input);
+            }
+            _ => net::refuse(
+                &mut newcomer.link,
                 AbortCode::Busy,
                 "another migration to this QEMU is under way".into(),
             ),
-            None => {}
         }
+        Ok(())
+    }
+
+    /// Compared in constant time: nobody finds it out byte by byte.
+    fn is_ticket(&self, shown: &[u8; 32]) -> bool {
+        let Some(ticket) = &self.ticket else {
+            return false;
+        };
+        let pairs = ticket.iter().zip(shown);
+        pairs.fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+    }
+
+    /// Goes on where the two have come to.
+    fn resume(&mut self, newcomer: Newcomer, received: u64, ends: usize) -> Result<(), Stop> {
+        let Newcomer {
+            mut link, input, ..
+        } = newcomer;
+        let cut = self.cut.take();
+        let since = cut.as_ref().map_or_else(Instant::now, |cut| cut.since);
+        let connection = cut.map(|cut| cut.connection).or(self.link.take());
+        let Some((mut connection, position)) =
+            connection.and_then(|c| c.channel.position().map(|position| (c, position)))
+        else {
+            return Ok(());
+        };
+        let mut answer = Output::default();
+        Preamble::OURS.put(answer.tail());
+        put_control(&Message::Resumed(position), answer.tail());
+        // So little goes at once, or this connection is lost like the last one.
+        let _ = link.send(&mut answer, usize::MAX);
+        let ahead = &input.unread()[ends..];
+        let again = connection
+            .channel
+            .resume(link, received, ahead, &mut connection.input)
+            .map_err(|e| failed(&Fault::from(e)))?;
+        connection.alive = KeepAlive::new(self.receiver.args.net.peer_timeout, Instant::now());
+        self.receiver.report.tell(&Event::Resumed {
+            after_ms: since.elapsed().as_secs_f64() * 1000.0,
+            bytes_again: again as u64,
+            path: connection.channel.describe(),
+        });
+        self.link = Some(connection);
         Ok(())
     }
 
@@ -566,7 +732,7 @@ impl<'r, 'a> Session<'r, 'a> {
     fn moved(mut self, trouble: Option<String>) -> Ending {
         if let Some(connection) = &mut self.link {
             let _ = connection
-                .link
+                .channel
                 .send_all(&mut self.to_peer, LAST_WORDS_LIMIT);
         }
         if let Some(trouble) = trouble {
@@ -624,7 +790,7 @@ impl<'r, 'a> Session<'r, 'a> {
             .abort(code, &failure.to_string(), self.to_peer.tail());
         if let Some(connection) = &mut self.link {
             let _ = connection
-                .link
+                .channel
                 .send_all(&mut self.to_peer, LAST_WORDS_LIMIT);
         }
         if self.qemu.take().is_none() {

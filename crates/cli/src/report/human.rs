@@ -68,6 +68,15 @@ impl Report for Human {
         match event {
             Event::Listening { address } => self.say(&format!("listening on {address}")),
             Event::Connected { path, .. } => self.say(&format!("connected: {path}")),
+            Event::Resumed {
+                after_ms,
+                bytes_again,
+                path,
+            } => self.say(&format!(
+                "connected again after {}, {} go out again: {path}",
+                duration_ms(*after_ms),
+                bytes(*bytes_again)
+            )),
             Event::Note { text } => self.say(&format!("note: {text}")),
             Event::Phase { .. } | Event::Pass { .. } | Event::Writing { .. } => {}
             Event::Progress(progress) => self.progress(progress),

@@ -29,6 +29,12 @@ pub(crate) use units::{bytes, count, duration_ms, rate};
 pub(crate) enum Event {
     /// The destination waits for a source.
     Listening { address: String },
+    /// A connection that was lost has come back.
+    Resumed {
+        after_ms: f64,
+        bytes_again: u64,
+        path: String,
+    },
     /// A peer has connected.
     Connected {
         peer: String,

@@ -61,6 +61,14 @@ impl Recorder {
                 record.session = Some(session.clone());
             }
             Event::Note { text } => self.mark(now, MarkKind::Note, text.clone()),
+            Event::Resumed { after_ms, .. } => {
+                let after = duration_ms(*after_ms);
+                self.mark(
+                    now,
+                    MarkKind::Note,
+                    format!("connected again after {after}"),
+                );
+            }
             Event::Phase { .. } => {
                 record.migration_from_ms.get_or_insert(now);
             }

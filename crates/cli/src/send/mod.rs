@@ -1,5 +1,6 @@
 //! `unmoor send`: the source half's shell.
 
+mod cut;
 mod foresee;
 mod hook;
 mod meter;

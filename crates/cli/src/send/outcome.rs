@@ -76,7 +76,7 @@ impl Session<'_> {
     /// half a round trip between the two: no two clocks are compared.
     fn downtime(&self, started: Started) -> Option<Duration> {
         let before_commit = self.times.committed?.checked_sub(self.times.stopped?)?;
-        let on_the_way = self.link.round_trip().unwrap_or_default() / 2;
+        let on_the_way = self.channel.round_trip().unwrap_or_default() / 2;
         started
             .running
             .then(|| before_commit + on_the_way + Duration::from_micros(started.resume_after_us))
@@ -88,7 +88,7 @@ impl Session<'_> {
         let mut paused = self
             .steering
             .paused(self.times.committed.unwrap_or_default());
-        let on_the_way = self.link.round_trip().unwrap_or_default() / 2;
+        let on_the_way = self.channel.round_trip().unwrap_or_default() / 2;
         let thawed = self.engine.thawed();
         let after = thawed
             .filter(|thawed| thawed.processes.is_some())
@@ -114,7 +114,8 @@ impl Session<'_> {
         };
         self.engine
             .abort(code, &failure.to_string(), self.output.tail());
-        let _ = self.link.send_all(&mut self.output, LAST_WORDS_LIMIT);
+        let _ = self.channel.send_all(&mut self.output, LAST_WORDS_LIMIT);
+        self.call_off();
         // Closes QEMU's stream: a migration that still writes fails at once.
         self.qemu = None;
         let mut exit = failure.exit();
@@ -164,7 +165,7 @@ impl Session<'_> {
             error: why.to_owned(),
             vm: format!(
                 "the VM is paused here and stays so, since it may run at {}: look there first; only if it does not and never will, resume it here with `cont` on {}",
-                self.link.peer(),
+                self.channel.peer(),
                 self.args.qmp.display()
             ),
         });

@@ -10,8 +10,9 @@ use hypervisor::{
 use migrate::{KeepAlive, Liveness, Source, SourceAction, SourcePhase};
 use qemu_stream::{Event as StreamEvent, Parser};
 use rustix::event::{PollFd, PollFlags};
-use wire::{AbortCode, Accept, Message, Started, put_control};
+use wire::{AbortCode, Accept, Frame, Ledger, Message, Started, put_control};
 
+use super::cut::Cut;
 use super::hook::Hook;
 use super::meter::{Meter, seconds_to_switchover};
 use super::settle::Settled;
@@ -21,7 +22,7 @@ use crate::args::{SendArgs, StallArg};
 use crate::buffer::{Filled, Input, Output};
 use crate::exit::Exit;
 use crate::guardian::{Guardian, Watch};
-use crate::net::{Connector, Link, Protection, host_of};
+use crate::net::{Channel, Connector, Link, Protection, host_of};
 use crate::pace::Pace;
 use crate::poll::wait;
 use crate::report::{Detail, Event, Progress, Report, session_name};
@@ -30,6 +31,11 @@ use crate::signals::Signals;
 /// Bytes waiting for the link beyond which nothing more is read from QEMU. Small: what waits
 /// here when the VM stops is downtime, and back-pressure tells QEMU the link's true speed.
 pub(super) const WAITING_MAX: usize = 512 << 10;
+/// Bytes that may be on their way, or lost, without the destination's word: it gives one for each
+/// MiB. More is needed only by a link that is both long and fast.
+const KEPT_MAX: usize = 32 << 20;
+/// Received bytes after which the destination gets a word: it sends little.
+const ACK_EVERY: u64 = 16 << 10;
 /// Time between two progress reports.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Time between two samples for a written report.
@@ -50,11 +56,15 @@ pub(crate) struct Session<'a> {
     pub(super) signals: Signals,
     pub(super) engine: Source,
     pub(super) steering: Steering,
-    pub(super) link: Link,
+    pub(super) channel: Channel,
+    /// While the connection is lost.
+    pub(super) cut: Option<Cut>,
+    /// What the destination wants to see of a source that comes back.
+    pub(super) ticket: Option<[u8; 32]>,
     pub(super) vm: Vm,
     pub(super) facts: VmFacts,
     pub(super) session: [u8; 16],
-    input: Input,
+    pub(super) input: Input,
     pub(super) output: Output,
     decoder: wire::Decoder,
     pub(super) qemu: Option<QemuStream>,
@@ -65,7 +75,7 @@ pub(crate) struct Session<'a> {
     pub(super) destination_qemu: String,
     pub(super) hook: Option<Hook>,
     pub(super) hook_time: Option<Duration>,
-    alive: KeepAlive,
+    pub(super) alive: KeepAlive,
     pace: Option<Pace>,
     pub(super) times: Times,
     pub(super) meters: Meters,
@@ -137,7 +147,9 @@ impl<'a> Session<'a> {
             signals,
             engine,
             steering,
-            link,
+            channel: Channel::new(link, Ledger::new(KEPT_MAX, ACK_EVERY)),
+            cut: None,
+            ticket: None,
             vm,
             facts,
             session,
@@ -195,10 +207,11 @@ impl<'a> Session<'a> {
             if let Turn::Finished(started) = self.act()? {
                 self.times.finished = Some(Instant::now());
                 // Best effort: the destination waits a little for the answer to be fetched.
-                let _ = self.link.send_all(&mut self.output, LAST_WORDS_LIMIT);
+                let _ = self.channel.send_all(&mut self.output, LAST_WORDS_LIMIT);
                 self.await_thaw();
                 return Ok(started);
             }
+            self.come_back()?;
             self.steer()?;
             // What was read before reading had to stop.
             if self.may_read() {
@@ -206,6 +219,9 @@ impl<'a> Session<'a> {
             }
             self.pump();
             self.engine.flush(self.output.tail());
+            if let Some(upto) = self.channel.owes() {
+                put_control(&Message::Ack(upto), self.output.tail());
+            }
             self.send()?;
             // A socket that has taken everything announces nothing: nobody would wake us for what
             // is still held.
@@ -244,6 +260,9 @@ impl<'a> Session<'a> {
 
     /// The destination takes part: prepares QEMU, with a guardian watching, and lets it write.
     fn start_qemu(&mut self, accept: &Accept) -> Result<(), Failure> {
+        if !self.engine.can_resume() {
+            self.channel.keep_no_copies();
+        }
         let theirs: VmFacts = serde_json::from_str(&accept.vm_facts).map_err(|error| {
             Failure::Failed(format!(
                 "the destination describes its VM unreadably: {error}"
@@ -268,7 +287,7 @@ impl<'a> Session<'a> {
             .guard(Watch {
                 session: self.session,
                 qmp: std::path::absolute(&self.args.qmp).unwrap_or(self.args.qmp.clone()),
-                peer: self.link.peer(),
+                peer: self.channel.peer(),
                 protection: Protection::from_args(&self.args.net),
                 host: host.to_owned(),
                 was_running: self.was_running,
@@ -299,7 +318,12 @@ impl<'a> Session<'a> {
     }
 
     /// The last step before the point of no return.
-    fn commit(&mut self) -> Result<(), Failure> {
+    pub(super) fn commit(&mut self) -> Result<(), Failure> {
+        if let Some(cut) = &mut self.cut {
+            // The outcome of a commit that cannot be sent would be in doubt for nothing.
+            cut.then_commit = true;
+            return Ok(());
+        }
         if self.was_running {
             // Somebody with another monitor may have resumed the VM meanwhile.
             let state = self.vm.status().map_err(|e| failed(&e))?;
@@ -330,17 +354,18 @@ impl<'a> Session<'a> {
             _ => usize::MAX,
         };
         // What is encrypted already goes whatever the limit.
-        if (self.output.is_empty() || limit == 0) && !self.link.wants_write() {
+        if (self.output.is_empty() || limit == 0) && !self.channel.wants_write() {
             self.steering
                 .link_rate
                 .sent(now, 0, !self.output.is_empty());
             return Ok(());
         }
-        let sent = self
-            .link
-            .send(&mut self.output, limit)
-            .map_err(|error| self.peer_lost(&error))?;
-        let waits = !self.output.is_empty();
+        let sent = match self.channel.send(&mut self.output, limit) {
+            Ok(sent) => sent,
+            Err(error) => return self.cut_off(&self.peer_lost(&error)),
+        };
+        // What waits for a connection says nothing of the link.
+        let waits = !self.output.is_empty() && self.channel.is_up();
         self.steering.link_rate.sent(now, sent as u64, waits);
         if sent > 0 {
             self.alive.on_sent(now);
@@ -373,11 +398,13 @@ impl<'a> Session<'a> {
         let now = Instant::now();
         let committed = self.engine.phase() >= SourcePhase::Committed;
         let mut next = match self.alive.check(now) {
+            _ if let Some(cut) = &self.cut => cut.next,
             Liveness::Lost => {
-                return Err(Failure::Failed(format!(
+                self.cut_off(&format!(
                     "the destination has been silent for {}",
                     humantime::format_duration(self.args.net.peer_timeout)
-                )));
+                ))?;
+                now
             }
             Liveness::SendNow => {
                 self.engine.flush(self.output.tail());
@@ -427,7 +454,7 @@ impl<'a> Session<'a> {
     fn wait_and_read(&mut self, deadline: Instant) -> Result<(), Failure> {
         let paced = self.pace.is_some() && self.vm_runs();
         let waits = !self.output.is_empty() && !paced;
-        let link_flags = if !waits && !self.link.wants_write() {
+        let link_flags = if !waits && !self.channel.wants_write() {
             PollFlags::IN
         } else {
             PollFlags::IN | PollFlags::OUT
@@ -435,8 +462,11 @@ impl<'a> Session<'a> {
         let mut fds = vec![
             PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.vm.fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.link.fd(), link_flags),
         ];
+        let link_at = self.channel.fd().map(|fd| {
+            fds.push(PollFd::from_borrowed_fd(fd, link_flags));
+            fds.len() - 1
+        });
         let reading = self.qemu.as_ref().filter(|_| self.may_read());
         let qemu_at = reading.map(|qemu| {
             fds.push(PollFd::new(&qemu.socket, PollFlags::IN));
@@ -461,7 +491,8 @@ impl<'a> Session<'a> {
         if is_ready(1) || self.vm.has_queued() {
             self.read_monitor()?;
         }
-        if ready[2].intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+        let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
+        if link_at.is_some_and(|at| ready[at].intersects(readable)) {
             self.read_link()?;
         }
         if agent_at.is_some_and(is_ready) {
@@ -476,7 +507,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn on_signal(&mut self) -> Result<(), Failure> {
+    pub(super) fn on_signal(&mut self) -> Result<(), Failure> {
         if self.engine.phase() < SourcePhase::Committed {
             return Err(Failure::Cancelled("cancelled by a signal".into()));
         }
@@ -537,25 +568,34 @@ impl<'a> Session<'a> {
     }
 
     fn read_link(&mut self) -> Result<(), Failure> {
-        match self.link.receive(&mut self.input) {
+        match self.channel.receive(&mut self.input) {
             Ok(Filled::Some(_)) => self.alive.on_heard(Instant::now()),
             Ok(Filled::WouldBlock) => return Ok(()),
-            Ok(Filled::Closed) => {
-                return Err(Failure::Failed(
-                    "the destination closed the connection".into(),
-                ));
-            }
-            Err(error) => return Err(self.peer_lost(&error)),
+            Ok(Filled::Closed) => return self.cut_off("the destination closed the connection"),
+            Err(error) => return self.cut_off(&self.peer_lost(&error)),
         }
         self.take_frames()
     }
 
-    fn take_frames(&mut self) -> Result<(), Failure> {
+    pub(super) fn take_frames(&mut self) -> Result<(), Failure> {
         while let Some((used, frame)) = self
             .decoder
             .next(self.input.unread())
             .map_err(|e| failed(&e))?
         {
+            match frame {
+                Frame::Control(Message::Ack(upto)) => {
+                    self.channel.acknowledged(upto).map_err(|e| failed(&e))?;
+                    self.input.consume(used);
+                    continue;
+                }
+                Frame::Control(Message::Ticket(ticket)) => {
+                    self.ticket = Some(ticket);
+                    self.input.consume(used);
+                    continue;
+                }
+                _ => {}
+            }
             self.engine
                 .frame(frame, self.output.tail())
                 .map_err(|fault| match fault {
@@ -578,7 +618,10 @@ impl<'a> Session<'a> {
         }
         let deadline = Instant::now() + THAW_LIMIT;
         while self.engine.thawed().is_none() && Instant::now() < deadline {
-            let mut fds = [PollFd::from_borrowed_fd(self.link.fd(), PollFlags::IN)];
+            let Some(fd) = self.channel.fd() else {
+                return;
+            };
+            let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
             let ready = wait(&mut fds, Some(deadline));
             if !matches!(ready, Ok(1..)) || self.read_link().is_err() {
                 return;
@@ -742,11 +785,11 @@ impl<'a> Session<'a> {
         })
     }
 
-    fn peer_lost(&self, error: &std::io::Error) -> Failure {
-        Failure::Failed(format!(
+    fn peer_lost(&self, error: &std::io::Error) -> String {
+        format!(
             "the connection to {} was lost: {error}",
-            self.link.peer()
-        ))
+            self.channel.peer()
+        )
     }
 }
 

@@ -186,6 +186,11 @@ impl Source {
         self.thawed
     }
 
+    /// Whether a lost connection can be resumed.
+    pub fn can_resume(&self) -> bool {
+        self.uses.has(Capabilities::RESUME)
+    }
+
     /// Takes the next thing that only the outside can do.
     pub fn next_action(&mut self) -> Option<SourceAction> {
         self.actions.pop_front()
