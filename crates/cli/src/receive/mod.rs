@@ -1,5 +1,6 @@
 //! `unmoor receive`: the destination half's shell.
 
+mod cut;
 mod newcomer;
 mod session;
 

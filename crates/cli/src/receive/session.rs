@@ -10,14 +10,15 @@ use migrate::{
 };
 use qemu_stream::return_path::ReturnPathParser;
 use rustix::event::{PollFd, PollFlags};
-use wire::{AbortCode, Frame, Hello, Ledger, Message, Preamble, Started, Thawed, put_control};
+use wire::{AbortCode, Frame, Hello, Ledger, Message, Started, Thawed, put_control};
 
 use super::Receiver;
-use super::newcomer::{Newcomer, Wish};
+use super::cut::Cut;
+use super::newcomer::Newcomer;
 use crate::agent::Client;
 use crate::buffer::{Filled, Input, Output};
 use crate::exit::Exit;
-use crate::net::{self, Channel, Link};
+use crate::net::{Channel, Link};
 use crate::poll::wait;
 use crate::random;
 use crate::report::{Event, peak_memory, session_name};
@@ -53,16 +54,16 @@ pub(super) enum Ending {
 
 /// A migration to here.
 pub(super) struct Session<'r, 'a> {
-    receiver: &'r mut Receiver<'a>,
-    engine: Destination,
+    pub(super) receiver: &'r mut Receiver<'a>,
+    pub(super) engine: Destination,
     /// Absent after a loss, while the source may have committed.
-    link: Option<Connection>,
+    pub(super) link: Option<Connection>,
     /// A connection that was lost and may be resumed.
-    cut: Option<Cut>,
+    pub(super) cut: Option<Cut>,
     /// Somebody who has not said yet what for.
-    newcomer: Option<Newcomer>,
+    pub(super) newcomer: Option<Newcomer>,
     /// What a source has to show that comes back.
-    ticket: Option<[u8; 32]>,
+    pub(super) ticket: Option<[u8; 32]>,
     to_peer: Output,
     to_qemu: Output,
     qemu: Option<Qemu>,
@@ -77,17 +78,12 @@ pub(super) struct Session<'r, 'a> {
     thawed: Option<u32>,
 }
 
-struct Cut {
-    connection: Connection,
-    since: Instant,
-    why: String,
-}
-
-struct Connection {
-    channel: Channel,
-    input: Input,
+/// What is spoken over with the source.
+pub(super) struct Connection {
+    pub(super) channel: Channel,
+    pub(super) input: Input,
     decoder: wire::Decoder,
-    alive: KeepAlive,
+    pub(super) alive: KeepAlive,
 }
 
 struct Qemu {
@@ -98,7 +94,7 @@ struct Qemu {
 }
 
 /// Why the loop was left.
-enum Stop {
+pub(super) enum Stop {
     Failed(Failure),
     /// The connection is gone; what that means depends on the phase.
     LinkLost(String),
@@ -135,7 +131,7 @@ impl<'r, 'a> Session<'r, 'a> {
     }
 
     /// Begins to speak over a connection, of which something has been read.
-    fn connect(&mut self, link: Link, input: Input) {
+    pub(super) fn connect(&mut self, link: Link, input: Input) {
         self.to_peer.clear();
         self.engine.connected(self.to_peer.tail());
         let mut ledger = Ledger::new(KEPT_MAX, ACK_EVERY);
@@ -173,29 +169,6 @@ impl<'r, 'a> Session<'r, 'a> {
                 }
             }
         }
-    }
-
-    fn can_be_resumed(&self) -> bool {
-        self.link.is_some()
-            && self.ticket.is_some()
-            && self.engine.phase() <= DestinationPhase::Ready
-            && !self.receiver.args.net.reconnect.is_zero()
-    }
-
-    fn cut_off(&mut self, why: String) {
-        let Some(mut connection) = self.link.take() else {
-            return;
-        };
-        connection.channel.disconnect();
-        let limit = humantime::format_duration(self.receiver.args.net.reconnect);
-        self.receiver.report.tell(&Event::Note {
-            text: format!("{why}; waiting for it to come back for {limit}"),
-        });
-        self.cut = Some(Cut {
-            connection,
-            since: Instant::now(),
-            why,
-        });
     }
 
     fn on_loss(&mut self, why: &str) {
@@ -612,106 +585,6 @@ impl<'r, 'a> Session<'r, 'a> {
         Ok(())
     }
 
-    /// Somebody else is let in: what for is asked first.
-    fn another_connection(&mut self, is_open: bool) -> Result<(), Stop> {
-        if self.newcomer.is_some() {
-            return Ok(());
-        }
-        let link = self.receiver.door.look(is_open).map_err(|e| failed(&e))?;
-        self.receiver.tell_of_the_door();
-        self.newcomer = link.map(Newcomer::new);
-        Ok(())
-    }
-
-    /// The source comes back; or it, or its guardian, has a verdict, when the connection was lost;
-    /// otherwise it is one source too many.
-    fn hear_the_newcomer(&mut self) -> Result<(), Stop> {
-        let Some(mut newcomer) = self.newcomer.take() else {
-            return Ok(());
-        };
-        let wish = match newcomer.wish() {
-            Ok(Some(wish)) => wish,
-            Ok(None) => {
-                self.newcomer = Some(newcomer);
-                return Ok(());
-            }
-            // It has gone, or speaks of something else.
-            Err(_) => return Ok(()),
-        };
-        match wish {
-            Wish::Resume {
-                session,
-                ticket,
-                received,
-                ends,
-            } if self.engine.is_session(session) && self.is_ticket(&ticket) => {
-                return self.resume(newcomer, received, ends);
-            }
-            Wish::Verdict { session } if self.link.is_none() && self.engine.is_session(session) => {
-                self.cut = None;
-                self.connect(newcomer.link, newcomer.input);
-            }
-            // The engine says what is wrong with it.
-            _ if self.link.is_none() && self.cut.is_none() => {
-                self.connect(newcomer.link, newcomer.input);
-            }
-            _ => net::refuse(
-                &mut newcomer.link,
-                AbortCode::Busy,
-                "another migration to this QEMU is under way".into(),
-            ),
-        }
-        Ok(())
-    }
-
-    /// Compared in constant time: nobody finds it out byte by byte.
-    fn is_ticket(&self, shown: &[u8; 32]) -> bool {
-        let Some(ticket) = &self.ticket else {
-            return false;
-        };
-        let pairs = ticket.iter().zip(shown);
-        pairs.fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
-    }
-
-    /// Goes on where the two have come to.
-    fn resume(&mut self, newcomer: Newcomer, received: u64, ends: usize) -> Result<(), Stop> {
-        let Newcomer {
-            mut link, input, ..
-        } = newcomer;
-        let cut = self.cut.take();
-        let since = cut.as_ref().map_or_else(Instant::now, |cut| cut.since);
-        let connection = cut.map(|cut| cut.connection).or(self.link.take());
-        let Some((mut connection, position)) =
-            connection.and_then(|c| c.channel.position().map(|position| (c, position)))
-        else {
-            return Ok(());
-        };
-        let mut answer = Output::default();
-        Preamble::OURS.put(answer.tail());
-        put_control(&Message::Resumed(position), answer.tail());
-        // So little goes at once, or this connection is lost like the last one.
-        let _ = link.send(&mut answer, usize::MAX);
-        let ahead = &input.unread()[ends..];
-        let again = connection
-            .channel
-            .resume(link, received, ahead, &mut connection.input)
-            .map_err(|e| failed(&Fault::from(e)))?;
-        connection.alive = KeepAlive::new(self.receiver.args.net.peer_timeout, Instant::now());
-        self.receiver.report.tell(&Event::Resumed {
-            after_ms: since.elapsed().as_secs_f64() * 1000.0,
-            bytes_again: again as u64,
-            path: connection.channel.describe(),
-        });
-        self.link = Some(connection);
-        Ok(())
-    }
-
-    /// While the source may have committed, whoever connects has a verdict to deliver: it waits
-    /// until the first connection is known to be lost.
-    fn lets_in(&self) -> bool {
-        self.link.is_none() || !self.engine.phase().may_be_committed()
-    }
-
     /// QEMU has let go of the stream: with its own words, if it still has any.
     fn qemu_lost(&mut self, what: &str) -> Failure {
         let words = self
@@ -824,7 +697,7 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn failed(error: &dyn std::fmt::Display) -> Failure {
+pub(super) fn failed(error: &dyn std::fmt::Display) -> Failure {
     Failure::Failed(error.to_string())
 }
 

@@ -1,0 +1,146 @@
+//! A connection is lost, or somebody new has been let in.
+
+use std::time::Instant;
+
+use migrate::{DestinationPhase, Fault, KeepAlive};
+use wire::{AbortCode, Message, Preamble, put_control};
+
+use super::newcomer::{Newcomer, Wish};
+use super::session::{Connection, Session, Stop, failed};
+use crate::buffer::Output;
+use crate::net;
+use crate::report::Event;
+
+/// A connection that was lost.
+pub(super) struct Cut {
+    pub(super) connection: Connection,
+    pub(super) since: Instant,
+    pub(super) why: String,
+}
+
+impl Session<'_, '_> {
+    /// Whether a loss is not the end.
+    pub(super) fn can_be_resumed(&self) -> bool {
+        self.link.is_some()
+            && self.ticket.is_some()
+            && self.engine.phase() <= DestinationPhase::Ready
+            && !self.receiver.args.net.reconnect.is_zero()
+    }
+
+    /// The connection is lost, and may come back.
+    pub(super) fn cut_off(&mut self, why: String) {
+        let Some(mut connection) = self.link.take() else {
+            return;
+        };
+        connection.channel.disconnect();
+        let limit = humantime::format_duration(self.receiver.args.net.reconnect);
+        self.receiver.report.tell(&Event::Note {
+            text: format!("{why}; waiting for it to come back for {limit}"),
+        });
+        self.cut = Some(Cut {
+            connection,
+            since: Instant::now(),
+            why,
+        });
+    }
+
+    /// Somebody else is let in: what for is asked first.
+    pub(super) fn another_connection(&mut self, is_open: bool) -> Result<(), Stop> {
+        if self.newcomer.is_some() {
+            return Ok(());
+        }
+        let link = self.receiver.door.look(is_open).map_err(|e| failed(&e))?;
+        self.receiver.tell_of_the_door();
+        self.newcomer = link.map(Newcomer::new);
+        Ok(())
+    }
+
+    /// The source comes back; or it, or its guardian, has a verdict, when the connection was lost;
+    /// otherwise it is one source too many.
+    pub(super) fn hear_the_newcomer(&mut self) -> Result<(), Stop> {
+        let Some(mut newcomer) = self.newcomer.take() else {
+            return Ok(());
+        };
+        let wish = match newcomer.wish() {
+            Ok(Some(wish)) => wish,
+            Ok(None) => {
+                self.newcomer = Some(newcomer);
+                return Ok(());
+            }
+            // It has gone, or speaks of something else.
+            Err(_) => return Ok(()),
+        };
+        match wish {
+            Wish::Resume {
+                session,
+                ticket,
+                received,
+                ends,
+            } if self.engine.is_session(session) && self.is_ticket(&ticket) => {
+                return self.resume(newcomer, received, ends);
+            }
+            Wish::Verdict { session } if self.link.is_none() && self.engine.is_session(session) => {
+                self.cut = None;
+                self.connect(newcomer.link, newcomer.input);
+            }
+            // The engine says what is wrong with it.
+            _ if self.link.is_none() && self.cut.is_none() => {
+                self.connect(newcomer.link, newcomer.input);
+            }
+            _ => net::refuse(
+                &mut newcomer.link,
+                AbortCode::Busy,
+                "another migration to this QEMU is under way".into(),
+            ),
+        }
+        Ok(())
+    }
+
+    /// Compared in constant time: nobody finds it out byte by byte.
+    fn is_ticket(&self, shown: &[u8; 32]) -> bool {
+        let Some(ticket) = &self.ticket else {
+            return false;
+        };
+        let pairs = ticket.iter().zip(shown);
+        pairs.fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+    }
+
+    /// Goes on where the two have come to.
+    fn resume(&mut self, newcomer: Newcomer, received: u64, ends: usize) -> Result<(), Stop> {
+        let Newcomer {
+            mut link, input, ..
+        } = newcomer;
+        let cut = self.cut.take();
+        let since = cut.as_ref().map_or_else(Instant::now, |cut| cut.since);
+        let connection = cut.map(|cut| cut.connection).or(self.link.take());
+        let Some((mut connection, position)) =
+            connection.and_then(|c| c.channel.position().map(|position| (c, position)))
+        else {
+            return Ok(());
+        };
+        let mut answer = Output::default();
+        Preamble::OURS.put(answer.tail());
+        put_control(&Message::Resumed(position), answer.tail());
+        // So little goes at once, or this connection is lost like the last one.
+        let _ = link.send(&mut answer, usize::MAX);
+        let ahead = &input.unread()[ends..];
+        let again = connection
+            .channel
+            .resume(link, received, ahead, &mut connection.input)
+            .map_err(|e| failed(&Fault::from(e)))?;
+        connection.alive = KeepAlive::new(self.receiver.args.net.peer_timeout, Instant::now());
+        self.receiver.report.tell(&Event::Resumed {
+            after_ms: since.elapsed().as_secs_f64() * 1000.0,
+            bytes_again: again as u64,
+            path: connection.channel.describe(),
+        });
+        self.link = Some(connection);
+        Ok(())
+    }
+
+    /// While the source may have committed, whoever connects has a verdict to deliver: it waits
+    /// until the first connection is known to be lost.
+    pub(super) fn lets_in(&self) -> bool {
+        self.link.is_none() || !self.engine.phase().may_be_committed()
+    }
+}
