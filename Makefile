@@ -49,6 +49,7 @@ test-slow: setup-debian ## The whole matrices, and a minute of fuzzing each
 	rm -rf $(RESULTS)/test-slow.d
 	UNMOOR_RECORD=test-slow $(CARGO) test --release --locked -p lab -p unmoor-tests -- $(E2E) --include-ignored
 	UNMOOR_SIMULATIONS=100000 $(CARGO) test --release --locked -p migrate --test simulation
+	UNMOOR_SIMULATIONS=50000 $(CARGO) test --release --locked -p migrate --test steered
 	$(MAKE) fuzz
 	target/release/lab-results test-slow
 

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use depgraph::{Class, ProcessId};
 use guest_proto::{ProcessRecord, Run};
 use hypervisor::Saved;
-use migrate::pilot::{Job, OnStall, Pilot, PilotAction, PilotNews, PilotSettings, Protocol, View};
+use migrate::pilot::{
+    Job, OnStall, Pilot, PilotAction, PilotNews, PilotSettings, Protocol, SMALL_BYTES, View,
+};
 use rustix::event::PollFlags;
 
 use super::Failure;
@@ -61,6 +63,7 @@ impl Steering {
                 StallArg::Abort => OnStall::Abort,
             },
             rules: args.policy.rules(),
+            small_bytes: SMALL_BYTES,
             frames,
         };
         let line = match &args.agent {

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use depgraph::ProcessId;
 
-use crate::pilot::{Job, LEAD, SAMPLE, SETTLING_PASSES, Spared, WINDOW_MIN, pause, stages};
+use crate::pilot::{
+    Job, LEAD, SAMPLE, SETTLING_PASSES, SMALL_BYTES, Spared, WINDOW_MIN, pause, stages,
+};
 pub use dirtying::Dirtying;
 use dirtying::{real, whole};
 use passes::{Passes, passes};
@@ -182,7 +184,7 @@ fn run(picture: &Picture, way: Way, factor: f64) -> (Option<Outcome>, Vec<Why>) 
     let mut frozen: Vec<Vec<Candidate>> = Vec::new();
     if way == Way::StopCopy {
         let jobs: Vec<Job> = picture.jobs.iter().map(|one| one.job).collect();
-        let plan = stages(&jobs, picture.link);
+        let plan = stages(&jobs, picture.link, SMALL_BYTES);
         let of = |id| {
             picture
                 .jobs

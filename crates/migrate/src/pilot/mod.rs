@@ -28,7 +28,7 @@ use guest_proto::{Request, ThawReason, VERSION};
 use crate::{Source, Treatment, WalkPosition};
 use member::{Member, State};
 pub use settings::{OnStall, PilotAction, PilotNews, PilotSettings, Protocol, View};
-pub use stages::{Job, Spared, Stages, pause, stages};
+pub use stages::{Job, SMALL_BYTES, Spared, Stages, pause, stages};
 pub use stall::Stall;
 use talk::Hearing;
 use writing::Look;
@@ -496,7 +496,7 @@ impl Pilot {
     /// Who is frozen when, by what the link carries now that it is known.
     fn plan_stages(&mut self, source: &mut Source) {
         let jobs = std::mem::take(&mut self.jobs);
-        let plan = stages(&jobs, self.link());
+        let plan = stages(&jobs, self.link(), self.settings.small_bytes);
         for (job, why) in plan.spared {
             let why = match why {
                 Spared::Quiet => "it writes little".to_owned(),

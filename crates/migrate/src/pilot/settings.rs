@@ -42,6 +42,8 @@ pub struct PilotSettings {
     pub on_stall: OnStall,
     /// Rules of the host about processes.
     pub rules: Vec<Rule>,
+    /// Less written memory than this is not worth a pause ([`SMALL_BYTES`](super::SMALL_BYTES)).
+    pub small_bytes: u64,
     /// Page frames that the guest can have.
     pub frames: u64,
 }

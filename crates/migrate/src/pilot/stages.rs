@@ -11,7 +11,7 @@ use depgraph::ProcessId;
 /// What is written slower than this part of what the link carries converges by itself.
 const MATTERS: u64 = 25;
 /// Less written memory than this is not worth a pause.
-const SMALL_BYTES: u64 = 4 << 20;
+pub const SMALL_BYTES: u64 = 4 << 20;
 /// Most stages: each costs a walk of QEMU.
 const STAGES_MAX: usize = 4;
 /// A job whose part of all is smaller than this shares the last stage.
@@ -50,13 +50,14 @@ pub struct Stages {
     pub spared: Vec<(Job, Spared)>,
 }
 
-/// The stages for a link of so many bytes a second.
-pub fn stages(jobs: &[Job], link: u64) -> Stages {
+/// The stages for a link of so many bytes a second. Who writes less memory than `small` is not
+/// paused.
+pub fn stages(jobs: &[Job], link: u64, small: u64) -> Stages {
     let link = link.max(1);
     let mut plan = Stages::default();
     let mut order = Vec::new();
     for job in jobs {
-        if job.hot_bytes < SMALL_BYTES || job.rate < link / MATTERS {
+        if job.hot_bytes < small || job.rate < link / MATTERS {
             plan.spared.push((*job, Spared::Quiet));
         } else {
             order.push(*job);
@@ -126,7 +127,11 @@ mod tests {
     #[test]
     fn the_largest_first_and_the_small_ones_together() {
         let jobs = [(1, 20), (2, 400), (3, 200), (4, 10)];
-        let plan = stages(&jobs.map(|(pid, mib)| job(pid, mib, TEN)), LINK);
+        let plan = stages(
+            &jobs.map(|(pid, mib)| job(pid, mib, TEN)),
+            LINK,
+            SMALL_BYTES,
+        );
         assert_eq!(pids(&plan), [vec![2], vec![3, 1, 4]].to_vec());
         assert!(plan.spared.is_empty());
     }
@@ -135,7 +140,7 @@ mod tests {
     fn who_writes_little_is_spared() {
         let mut slow = job(1, 400, TEN);
         slow.rate = LINK / 100;
-        let plan = stages(&[slow, job(2, 3, TEN)], LINK);
+        let plan = stages(&[slow, job(2, 3, TEN)], LINK, SMALL_BYTES);
         assert!(plan.stages.is_empty());
         assert!(plan.spared.iter().all(|(_, why)| *why == Spared::Quiet));
         assert_eq!(plan.spared.len(), 2);
@@ -143,7 +148,7 @@ mod tests {
 
     #[test]
     fn who_would_pause_too_long_is_spared() {
-        let plan = stages(&[job(1, 1500, TEN), job(2, 300, TEN)], LINK);
+        let plan = stages(&[job(1, 1500, TEN), job(2, 300, TEN)], LINK, SMALL_BYTES);
         assert_eq!(pids(&plan), [[2]]);
         let pause = Duration::from_millis(18_600);
         assert_eq!(plan.spared, [(job(1, 1500, TEN), Spared::TooLong(pause))]);
@@ -152,7 +157,7 @@ mod tests {
     #[test]
     fn who_may_pause_longer_goes_first() {
         let minute = Duration::from_secs(60);
-        let plan = stages(&[job(1, 500, TEN), job(2, 300, minute)], LINK);
+        let plan = stages(&[job(1, 500, TEN), job(2, 300, minute)], LINK, SMALL_BYTES);
         assert_eq!(pids(&plan), [[2], [1]]);
     }
 
@@ -165,7 +170,7 @@ mod tests {
                 rate: rate << 20,
                 ..job(pid, mib, Duration::from_secs(seconds))
             }).collect();
-            let plan = stages(&jobs, LINK);
+            let plan = stages(&jobs, LINK, SMALL_BYTES);
             let frozen: Vec<Job> = plan.stages.concat();
             let spared = plan.spared.iter().map(|(job, _)| *job);
             let mut all: Vec<u32> = frozen.iter().copied().chain(spared).map(|j| j.id.pid).collect();
