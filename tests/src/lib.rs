@@ -1,5 +1,6 @@
 //! What the end-to-end tests, the demo and the benchmark share: a pair of VMs and a workload.
 
+pub mod authority;
 pub mod bench;
 pub mod browser;
 pub mod pretender;

@@ -1,71 +1,37 @@
 //! Certificates on both sides: a VM moves with them, and nobody gets anything without.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lab::relay::{PORT, Unmoor};
-use lab::{HOST_A, HOST_B, Host, Lab, LabOptions, Vm, VmOptions, program, results};
+use lab::{HOST_A, HOST_B, Host, Lab, LabOptions, Vm, VmOptions, results};
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair};
 use rustix::process::Signal;
 use serde_json::Value;
 use time::OffsetDateTime;
+use unmoor_tests::authority::Authority;
 use unmoor_tests::{MIGRATION_LIMIT, Pair, SHORT, start_writer, verify_writer};
 
-/// An authority, and what it has issued.
-struct Authority {
-    folder: tempfile::TempDir,
-}
-
-impl Authority {
-    fn new() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let dir = folder.path().display().to_string();
-        cert(&["init", "--dir", &dir])?;
-        Ok(Authority { folder })
-    }
-
-    /// The folder of a host's certificates.
-    fn issue(&self, host: &str) -> Result<String> {
-        let dir = self.folder.path().display().to_string();
-        cert(&["issue", host, "--dir", &dir, "--force"])?;
-        Ok(self.path(host).display().to_string())
-    }
-
-    fn path(&self, host: &str) -> PathBuf {
-        self.folder.path().join(host)
-    }
-
-    /// A client whose certificate was good until an hour ago.
-    fn issue_expired(&self, host: &str) -> Result<String> {
-        let read = |name: &str| fs::read_to_string(self.path(name));
-        let key = KeyPair::from_pem(&read("ca-key.pem")?)?;
-        let issuer = Issuer::from_ca_cert_pem(&read("ca-cert.pem")?, key)?;
-        let mut params = CertificateParams::new([host.to_owned()])?;
-        params.distinguished_name.push(DnType::CommonName, host);
-        let now = OffsetDateTime::now_utc();
-        params.not_before = now - time::Duration::days(2);
-        params.not_after = now - time::Duration::hours(1);
-        let pair = KeyPair::generate()?;
-        let folder = self.path("expired");
-        fs::create_dir_all(&folder)?;
-        fs::copy(self.path("ca-cert.pem"), folder.join("ca-cert.pem"))?;
-        let signed = params.signed_by(&pair, &issuer)?;
-        fs::write(folder.join("client-cert.pem"), signed.pem())?;
-        fs::write(folder.join("client-key.pem"), pair.serialize_pem())?;
-        Ok(folder.display().to_string())
-    }
-}
-
-fn cert(args: &[&str]) -> Result<()> {
-    let output = Command::new(program("unmoor"))
-        .arg("cert")
-        .args(args)
-        .output()?;
-    ensure!(output.status.success(), "{output:?}");
-    Ok(())
+/// A client whose certificate was good until an hour ago.
+fn issue_expired(authority: &Authority, host: &str) -> Result<String> {
+    let read = |name: &str| fs::read_to_string(authority.path(name));
+    let key = KeyPair::from_pem(&read("ca-key.pem")?)?;
+    let issuer = Issuer::from_ca_cert_pem(&read("ca-cert.pem")?, key)?;
+    let mut params = CertificateParams::new([host.to_owned()])?;
+    params.distinguished_name.push(DnType::CommonName, host);
+    let now = OffsetDateTime::now_utc();
+    params.not_before = now - time::Duration::days(2);
+    params.not_after = now - time::Duration::hours(1);
+    let pair = KeyPair::generate()?;
+    let folder = authority.path("expired");
+    fs::create_dir_all(&folder)?;
+    fs::copy(authority.path("ca-cert.pem"), folder.join("ca-cert.pem"))?;
+    let signed = params.signed_by(&pair, &issuer)?;
+    fs::write(folder.join("client-cert.pem"), signed.pem())?;
+    fs::write(folder.join("client-key.pem"), pair.serialize_pem())?;
+    Ok(folder.display().to_string())
 }
 
 #[test]
@@ -204,7 +170,7 @@ fn certificates_that_are_not_accepted() -> Result<()> {
         "the other side refuses: our certificate is not from the authority that it trusts",
     )?;
     lab.turned_away("is not from the authority")?;
-    let expired = lab.authority.issue_expired("host-a")?;
+    let expired = issue_expired(&lab.authority, "host-a")?;
     lab.refuses(
         &["--tls-dir", &expired],
         1,

@@ -13,11 +13,13 @@ pub enum Mode {
     Live,
     /// unmoor, pausing what nobody outside depends on.
     StopCopy,
+    /// The same, encrypted: all others are not.
+    Tls,
 }
 
 impl Mode {
     /// All, with the names that the benchmark's command line takes.
-    pub const ALL: [(&'static str, Mode); 8] = [
+    pub const ALL: [(&'static str, Mode); 9] = [
         ("precopy", Mode::Stock(stock::Mode::PreCopy)),
         ("autoconverge", Mode::Stock(stock::Mode::AutoConverge)),
         ("xbzrle", Mode::Stock(stock::Mode::Xbzrle)),
@@ -29,6 +31,7 @@ impl Mode {
             "postcopy-preempt",
             Mode::Stock(stock::Mode::PostCopyPreempt),
         ),
+        ("tls", Mode::Tls),
     ];
     /// Those that it compares unless told otherwise: so many of them, from the first on.
     pub const USUAL: usize = 7;
@@ -39,6 +42,7 @@ impl Mode {
             Mode::Stock(mode) => format!("QEMU {}", mode.name()),
             Mode::Live => "unmoor live".into(),
             Mode::StopCopy => "unmoor stop-copy".into(),
+            Mode::Tls => "unmoor, TLS".into(),
         }
     }
 }

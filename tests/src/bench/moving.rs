@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use lab::relay::Unmoor;
 use lab::stock::{self, StockReport};
-use lab::{Host, Lab, Vm, usage};
+use lab::{HOST_A, HOST_B, Host, Lab, Vm, usage};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Limits, Mode};
 use crate::SHORT;
+use crate::authority::Authority;
 
 /// Exit code of `unmoor send` when `--timeout` ended it.
 const CANCELLED: i32 = 4;
@@ -74,6 +75,21 @@ impl Moved {
             Mode::Stock(mode) => by_qemu(lab, source, destination, mode, limits),
             Mode::Live => by_unmoor(lab, source, destination, "live", limits, more),
             Mode::StopCopy => by_unmoor(lab, source, destination, "stop-copy", limits, more),
+            Mode::Tls => {
+                let authority = Authority::new()?;
+                let folders = (authority.issue(HOST_A)?, authority.issue(HOST_B)?);
+                let more = [&["--tls-dir", &folders.0], more].concat();
+                let theirs = ["--tls-dir", &folders.1];
+                encrypted_or_not(
+                    lab,
+                    source,
+                    destination,
+                    "stop-copy",
+                    limits,
+                    &more,
+                    &theirs,
+                )
+            }
         }
     }
 
@@ -133,9 +149,23 @@ fn by_unmoor(
     limits: &Limits,
     more: &[&str],
 ) -> Result<Moved> {
+    encrypted_or_not(lab, source, destination, protocol, limits, more, &[])
+}
+
+/// `theirs` goes to `unmoor receive`.
+fn encrypted_or_not(
+    lab: &Lab,
+    source: &Vm,
+    destination: &Vm,
+    protocol: &str,
+    limits: &Limits,
+    more: &[&str],
+    theirs: &[&str],
+) -> Result<Moved> {
     let channel = |vm: &Vm| vm.agent_path().display().to_string();
     let (from, to) = (channel(source), channel(destination));
-    let mut receiver = Unmoor::receive(lab, Host::B, destination, &["--once", "--agent", &to])?;
+    let waits = [&["--once", "--agent", &to], theirs].concat();
+    let mut receiver = Unmoor::receive(lab, Host::B, destination, &waits)?;
     let bytes_before = lab.link_bytes()?.from_a;
     let cpu_before = usage::cpu(source.pid())?;
     let downtime = format!("{}ms", limits.downtime.as_millis());
