@@ -14,7 +14,7 @@ lock_lab
 
 # --- Packages on this system: tools, and with qemu-system-x86 the libraries that QEMU needs.
 lab/tools.sh
-need iproute2 kmod cpio gzip util-linux procps qemu-system-x86
+need iproute2 openssl kmod cpio gzip util-linux procps qemu-system-x86
 need chromium fonts-dejavu-core # a browser, for the report
 
 # --- Packages that are only unpacked. apt gets lists of its own, so that the system's sources
