@@ -1,11 +1,13 @@
 //! The command line. Help, manual pages and completions all come from here.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use guest_proto::Rule;
+use pack::Method;
 
 use crate::exit::Exit;
 
@@ -75,6 +77,15 @@ pub struct SendArgs {
     /// switchover itself is not limited.
     #[arg(long, value_name = "RATE", value_parser = bandwidth)]
     pub bandwidth: Option<u64>,
+
+    /// How memory is compressed on its way: auto (as it pays, measured), none, lz4, zstd or
+    /// zstd:LEVEL, with levels from 1 to 19.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub compress: CompressArg,
+
+    /// Threads that compress, 16 at the most; one for every two processors unless given.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub compress_threads: Option<u8>,
 
     /// Gives up, leaving the VM where it is, when it has not moved after this time.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
@@ -328,6 +339,32 @@ pub enum ProtocolArg {
     Live,
     /// That of processes on which nobody outside depends once, while they are paused
     StopCopy,
+}
+
+/// How memory is compressed on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CompressArg {
+    /// As it pays.
+    Auto,
+    /// Not at all.
+    None,
+    /// This way, whether it pays or not.
+    Always(Method),
+}
+
+impl FromStr for CompressArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(CompressArg::Auto),
+            "none" => Ok(CompressArg::None),
+            other => match other.parse() {
+                Ok(method) => Ok(CompressArg::Always(method)),
+                Err(why) => Err(format!("auto, none, {why}")),
+            },
+        }
+    }
 }
 
 /// What happens when the memory that is moved live does not converge.

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 
+use pack::Decompressor;
 use qemu_stream::{BlockId, Emitter, Event, RamBlock, return_path};
 use wire::{
-    AbortCode, Accept, Capabilities, Digest, Frame, Hello, Message, Preamble, RamSetup, Started,
-    Thawed, put_control,
+    AbortCode, Accept, Capabilities, Digest, Frame, Hello, Message, PagesFrame, Preamble, RamSetup,
+    Started, Thawed, put_control,
 };
 
 use crate::{Fault, PageTable};
@@ -40,6 +41,7 @@ pub struct Destination {
     device_bytes: u64,
     started: Option<Started>,
     uses: Capabilities,
+    decompressor: Decompressor,
 }
 
 /// Where the destination half stands.
@@ -147,6 +149,7 @@ impl Destination {
             device_bytes: 0,
             started: None,
             uses: Capabilities::default(),
+            decompressor: Decompressor::default(),
         }
     }
 
@@ -211,13 +214,16 @@ impl Destination {
     pub fn frame(&mut self, frame: &Frame<'_>, out: &mut Outputs<'_>) -> Result<(), Fault> {
         match frame {
             Frame::Pages(pages) if self.phase == DestinationPhase::Memory => {
-                let (ram, emitter) = self.open_part(out.qemu)?;
-                let block = BlockId(pages.block);
-                for (index, content) in pages.iter(ram.page_size)? {
-                    let index = u64::from(index);
-                    ram.table.put(block, index, content)?;
-                    emitter.page(block, index * ram.page_size as u64, content, out.qemu);
-                }
+                self.put_pages(*pages, out.qemu)
+            }
+            Frame::Packed(packed)
+                if self.phase == DestinationPhase::Memory
+                    && self.uses.has(Capabilities::PACKED) =>
+            {
+                let mut decompressor = std::mem::take(&mut self.decompressor);
+                let pages = PagesFrame::parse(decompressor.unpack(packed)?)?;
+                self.put_pages(pages, out.qemu)?;
+                self.decompressor = decompressor;
                 Ok(())
             }
             Frame::Zeros(zeros) if self.phase == DestinationPhase::Memory => {
@@ -243,7 +249,7 @@ impl Destination {
                 Ok(())
             }
             Frame::Control(message) => self.message(message, out),
-            Frame::Pages(_) => Err(self.out_of_order("pages")),
+            Frame::Pages(_) | Frame::Packed(_) => Err(self.out_of_order("pages")),
             Frame::Zeros(_) => Err(self.out_of_order("zero pages")),
             Frame::Device(_) => Err(self.out_of_order("device state")),
         }
@@ -407,6 +413,17 @@ impl Destination {
             part_open: false,
         });
         self.phase = DestinationPhase::Memory;
+        Ok(())
+    }
+
+    fn put_pages(&mut self, pages: PagesFrame<'_>, qemu: &mut Vec<u8>) -> Result<(), Fault> {
+        let (ram, emitter) = self.open_part(qemu)?;
+        let block = BlockId(pages.block);
+        for (index, content) in pages.iter(ram.page_size)? {
+            let index = u64::from(index);
+            ram.table.put(block, index, content)?;
+            emitter.page(block, index * ram.page_size as u64, content, qemu);
+        }
         Ok(())
     }
 

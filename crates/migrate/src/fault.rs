@@ -1,5 +1,6 @@
 //! Why a half gives up.
 
+use pack::PackError;
 use wire::{AbortCode, Digest, WireError};
 
 use crate::TableError;
@@ -13,6 +14,9 @@ pub enum Fault {
     /// The peer's bytes cannot be read.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// A compressed batch cannot be unpacked.
+    #[error(transparent)]
+    Pack(#[from] PackError),
     /// The stream names memory that does not exist.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -70,9 +74,10 @@ impl Fault {
     pub fn code(&self) -> AbortCode {
         match self {
             Fault::Stream(_) | Fault::Unsupported { .. } | Fault::Refused(_) => AbortCode::Qemu,
-            Fault::Wire(_) | Fault::OutOfOrder { .. } | Fault::DeviceStateLost { .. } => {
-                AbortCode::Protocol
-            }
+            Fault::Wire(_)
+            | Fault::Pack(_)
+            | Fault::OutOfOrder { .. }
+            | Fault::DeviceStateLost { .. } => AbortCode::Protocol,
             Fault::Table(_) => AbortCode::Mismatch,
             Fault::PeerAborted { code, .. } => *code,
             Fault::DigestMismatch { .. } => AbortCode::Digest,

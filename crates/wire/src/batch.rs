@@ -146,7 +146,8 @@ pub struct PagesFrame<'a> {
 }
 
 impl<'a> PagesFrame<'a> {
-    pub(crate) fn parse(payload: &'a [u8]) -> Result<Self, WireError> {
+    /// The batch that is a pages frame's payload.
+    pub fn parse(payload: &'a [u8]) -> Result<Self, WireError> {
         let (block, entries) = split_block(payload)?;
         Ok(PagesFrame { block, entries })
     }

@@ -1,6 +1,8 @@
 //! Frames: the decoder, and the writers of control and device frames.
 
-use crate::{FRAME_HEADER, MAX_PAYLOAD, Message, PagesFrame, Preamble, WireError, ZerosFrame};
+use crate::{
+    FRAME_HEADER, MAX_PAYLOAD, Message, PackedFrame, PagesFrame, Preamble, WireError, ZerosFrame,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -9,6 +11,7 @@ pub(crate) enum Kind {
     Pages = 2,
     Zeros = 3,
     Device = 4,
+    Packed = 5,
 }
 
 /// What a peer sent.
@@ -24,6 +27,8 @@ pub enum Frame<'a> {
     Zeros(ZerosFrame<'a>),
     /// Device state.
     Device(&'a [u8]),
+    /// Pages, compressed.
+    Packed(PackedFrame<'a>),
 }
 
 /// Decodes what a peer sends.
@@ -59,7 +64,7 @@ impl Decoder {
             .ok()
             .filter(|length| *length <= MAX_PAYLOAD)
             .ok_or(WireError::TooLong(announced))?;
-        if !(1..=4).contains(&kind) {
+        if !(1..=5).contains(&kind) {
             return Err(WireError::UnknownKind(kind));
         }
         let Some(payload) = rest.get(..length) else {
@@ -69,7 +74,8 @@ impl Decoder {
             1 => Frame::Control(control(payload)?),
             2 => Frame::Pages(PagesFrame::parse(payload)?),
             3 => Frame::Zeros(ZerosFrame::parse(payload)?),
-            _ => Frame::Device(payload),
+            4 => Frame::Device(payload),
+            _ => Frame::Packed(PackedFrame::parse(payload)?),
         };
         Ok(Some((FRAME_HEADER + length, frame)))
     }
@@ -102,6 +108,29 @@ pub fn put_device(bytes: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(piece);
         patch_length(frame_at, out);
     }
+}
+
+/// A frame that this side has written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnFrame<'a> {
+    /// All of it.
+    pub bytes: &'a [u8],
+    /// Its payload, if that is a batch of pages.
+    pub pages: Option<&'a [u8]>,
+}
+
+/// The frames that were put into `bytes` by the writers of this crate, one after another.
+pub fn own_frames(mut bytes: &[u8]) -> impl Iterator<Item = OwnFrame<'_>> {
+    std::iter::from_fn(move || {
+        let &[kind, _, _, _, a, b, c, d] = bytes.first_chunk::<FRAME_HEADER>()?;
+        let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).ok()?;
+        let (frame, rest) = bytes.split_at_checked(FRAME_HEADER + length)?;
+        bytes = rest;
+        Some(OwnFrame {
+            bytes: frame,
+            pages: (kind == Kind::Pages as u8).then_some(&frame[FRAME_HEADER..]),
+        })
+    })
 }
 
 /// Begins a frame; [`patch_length`] ends it.

@@ -10,6 +10,8 @@
 //! kind 2  pages     be16 block, then (be32 page index, page content) repeated
 //! kind 3  zeros     be16 block, then (be32 first index, be32 count) repeated
 //! kind 4  device    bytes of QEMU's opaque device part
+//! kind 5  packed    u8 method, u8 0, be16 0, be32 plain length, then the payload of a `pages` frame,
+//!                   compressed: 1 as an LZ4 block, 2 as a Zstandard frame
 //! ```
 //!
 //! The course of a migration:
@@ -48,15 +50,17 @@ mod error;
 pub mod fuzz_entry;
 mod ledger;
 mod message;
+mod packed;
 mod preamble;
 
 pub use batch::{BatchWriter, PageRun, PagesFrame, ZERO_PAGES_MAX, ZerosFrame};
-pub use decode::{Decoder, Frame, put_control, put_device};
+pub use decode::{Decoder, Frame, OwnFrame, own_frames, put_control, put_device};
 pub use error::WireError;
 pub use ledger::Ledger;
 pub use message::{
     AbortCode, Accept, Block, Capabilities, Digest, Hello, Message, RamSetup, Started, Thawed,
 };
+pub use packed::{PackedFrame, put_packed};
 pub use preamble::{Preamble, VERSION_NEWEST, VERSION_OLDEST};
 
 /// Length of a frame's header in bytes.

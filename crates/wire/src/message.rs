@@ -20,8 +20,11 @@ impl Capabilities {
     pub const THAWED: Capabilities = Capabilities(1 << 2);
     /// A lost connection can be resumed ([`Message::Resume`]).
     pub const RESUME: Capabilities = Capabilities(1 << 3);
+    /// Batches of pages may be compressed ([`PackedFrame`](crate::PackedFrame)).
+    pub const PACKED: Capabilities = Capabilities(1 << 4);
     /// Everything that this release knows.
-    pub const OURS: Capabilities = Capabilities(Self::REQUIRED.0 | Self::THAWED.0 | Self::RESUME.0);
+    pub const OURS: Capabilities =
+        Capabilities(Self::REQUIRED.0 | Self::THAWED.0 | Self::RESUME.0 | Self::PACKED.0);
     /// What this release cannot do without.
     pub const REQUIRED: Capabilities = Capabilities(Self::XXH3_128.0 | Self::VERDICT.0);
 

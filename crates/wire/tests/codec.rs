@@ -8,7 +8,7 @@
 use proptest::prelude::*;
 use wire::{
     BatchWriter, Decoder, Digest, FRAME_HEADER, Frame, MAX_PAYLOAD, Message, Preamble, WireError,
-    ZERO_PAGES_MAX, fuzz_entry, put_control, put_device,
+    ZERO_PAGES_MAX, fuzz_entry, own_frames, put_control, put_device, put_packed,
 };
 
 const PAGE: usize = 64;
@@ -96,6 +96,46 @@ fn malformed_frames_are_refused() {
         error_of(&[3, 0, 0, 0, 0, 0, 0, 3, 0, 0, 1]),
         WireError::BadBatch
     );
+}
+
+#[test]
+fn a_packed_frame_says_how_long_it_is_when_it_is_unpacked() {
+    let mut out = connection();
+    put_packed(2, MAX_PAYLOAD, b"content", &mut out);
+    decode_all(&out, |frame| match frame {
+        Frame::Packed(packed) => {
+            assert_eq!((packed.method, packed.plain_length), (2, MAX_PAYLOAD));
+            assert_eq!(packed.content, b"content");
+        }
+        Frame::Preamble(_) => {}
+        other => panic!("{other:?}"),
+    });
+    let announced = (MAX_PAYLOAD as u32 + 1).to_be_bytes();
+    let head = [[5, 0, 0, 0, 0, 0, 0, 8, 1, 0, 0, 0].as_slice(), &announced].concat();
+    assert_eq!(error_of(&head), WireError::TooLong(MAX_PAYLOAD as u32 + 1));
+    let reserved = [5, 0, 0, 0, 0, 0, 0, 8, 1, 0, 1, 0, 0, 0, 0, 0];
+    assert_eq!(error_of(&reserved), WireError::BadBatch);
+    assert_eq!(
+        error_of(&[5, 0, 0, 0, 0, 0, 0, 2, 1, 0]),
+        WireError::BadBatch
+    );
+}
+
+#[test]
+fn frames_of_ones_own_are_told_apart() {
+    let mut out = Vec::new();
+    put_control(&Message::KeepAlive, &mut out);
+    let pages_at = out.len();
+    let mut batch = BatchWriter::new(PAGE);
+    batch.page(0, 5, &[1; PAGE], &mut out);
+    batch.flush(&mut out);
+    let device_at = out.len();
+    put_device(&[1, 2, 3], &mut out);
+    let frames: Vec<_> = own_frames(&out).collect();
+    assert_eq!(frames.len(), 3);
+    assert_eq!(frames[1].bytes, &out[pages_at..device_at]);
+    assert_eq!(frames[1].pages, Some(&out[pages_at + FRAME_HEADER..device_at]));
+    assert_eq!((frames[0].pages, frames[2].pages), (None, None));
 }
 
 #[test]

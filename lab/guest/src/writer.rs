@@ -29,6 +29,8 @@ const BATCH: usize = 64;
 enum Mode {
     /// Rewrites whole pages with fresh data.
     Full,
+    /// The same, with data that can be compressed to less than half.
+    Text,
     /// Rewrites 8 bytes of each page.
     Touch,
 }
@@ -51,8 +53,9 @@ pub(crate) fn run(mib: &str, rate: &str, mode: &str, name: &str) -> Outcome {
     let rate: f64 = rate.parse()?;
     let mode = match mode {
         "full" => Mode::Full,
+        "text" => Mode::Text,
         "touch" => Mode::Touch,
-        _ => return Err("the mode is full or touch".into()),
+        _ => return Err("the mode is full, text or touch".into()),
     };
     let pages = (mib << 20) / (PAGE_WORDS * 8);
     let mut writer = Writer {
@@ -113,16 +116,16 @@ impl Writer {
     fn rewrite(&mut self, page: usize) {
         self.generations[page] = self.generations[page].wrapping_add(1);
         match self.mode {
-            Mode::Full => self.fill(page),
+            Mode::Full | Mode::Text => self.fill(page),
             Mode::Touch => self.words(page)[0] = self.head(page),
         }
     }
 
     fn fill(&mut self, page: usize) {
         let head = self.head(page);
+        let mut body = Body::new(head, self.mode);
         let words = self.words(page);
         words[0] = head;
-        let mut body = Body::new(head);
         words[1..].fill_with(|| body.next());
     }
 
@@ -204,9 +207,10 @@ impl Writer {
             let expected = self.head(page);
             // In touch mode the body is that of the first generation.
             let seed = match self.mode {
-                Mode::Full => expected,
+                Mode::Full | Mode::Text => expected,
                 Mode::Touch => (page as u64) << 32,
             };
+            let mut body = Body::new(seed, self.mode);
             let words = self.words(page);
             if words[0] != expected {
                 return format!(
@@ -214,7 +218,6 @@ impl Writer {
                     words[0]
                 );
             }
-            let mut body = Body::new(seed);
             if words[1..].iter().any(|word| *word != body.next()) {
                 return format!("CORRUPT page={page} body of generation {expected:#x}");
             }
@@ -237,19 +240,30 @@ impl Writer {
     }
 }
 
-/// A page's body: xorshift from its head.
-struct Body(u64);
+/// A page's body: xorshift from its head, or one of 4096 words by it.
+struct Body {
+    state: u64,
+    text: bool,
+}
 
 impl Body {
-    fn new(head: u64) -> Self {
-        Body(head ^ 0x9e37_79b9_7f4a_7c15)
+    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+    fn new(head: u64, mode: Mode) -> Self {
+        Body {
+            state: head ^ Self::SPREAD,
+            text: mode == Mode::Text,
+        }
     }
 
     fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        match self.text {
+            true => (self.state & 0xfff).wrapping_mul(Self::SPREAD),
+            false => self.state,
+        }
     }
 }
 

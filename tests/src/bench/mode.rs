@@ -13,13 +13,15 @@ pub enum Mode {
     Live,
     /// unmoor, pausing what nobody outside depends on.
     StopCopy,
-    /// The same, encrypted: all others are not.
+    /// The same, encrypted: those above are not.
     Tls,
+    /// The same, encrypted and compressed, as it is by default: those above are not compressed.
+    Packed,
 }
 
 impl Mode {
     /// All, with the names that the benchmark's command line takes.
-    pub const ALL: [(&'static str, Mode); 9] = [
+    pub const ALL: [(&'static str, Mode); 10] = [
         ("precopy", Mode::Stock(stock::Mode::PreCopy)),
         ("autoconverge", Mode::Stock(stock::Mode::AutoConverge)),
         ("xbzrle", Mode::Stock(stock::Mode::Xbzrle)),
@@ -32,6 +34,7 @@ impl Mode {
             Mode::Stock(stock::Mode::PostCopyPreempt),
         ),
         ("tls", Mode::Tls),
+        ("packed", Mode::Packed),
     ];
     /// Those that it compares unless told otherwise: so many of them, from the first on.
     pub const USUAL: usize = 7;
@@ -43,6 +46,7 @@ impl Mode {
             Mode::Live => "unmoor live".into(),
             Mode::StopCopy => "unmoor stop-copy".into(),
             Mode::Tls => "unmoor, TLS".into(),
+            Mode::Packed => "unmoor, TLS, compressed".into(),
         }
     }
 }

@@ -71,24 +71,28 @@ impl Moved {
         limits: &Limits,
         more: &[&str],
     ) -> Result<Self> {
+        let plain = ["--compress", "none"];
         match mode {
             Mode::Stock(mode) => by_qemu(lab, source, destination, mode, limits),
-            Mode::Live => by_unmoor(lab, source, destination, "live", limits, more),
-            Mode::StopCopy => by_unmoor(lab, source, destination, "stop-copy", limits, more),
-            Mode::Tls => {
+            Mode::Live | Mode::StopCopy => {
+                let protocol = match mode {
+                    Mode::Live => ["--protocol", "live"],
+                    _ => ["--protocol", "stop-copy"],
+                };
+                let more = [&protocol, &plain, more].concat();
+                by_unmoor(lab, source, destination, limits, &more, &[])
+            }
+            Mode::Tls | Mode::Packed => {
                 let authority = Authority::new()?;
                 let folders = (authority.issue(HOST_A)?, authority.issue(HOST_B)?);
-                let more = [&["--tls-dir", &folders.0], more].concat();
+                let ours = ["--protocol", "stop-copy", "--tls-dir", &folders.0];
+                let plain: &[&str] = match mode {
+                    Mode::Tls => &plain,
+                    _ => &[],
+                };
+                let more = [&ours, plain, more].concat();
                 let theirs = ["--tls-dir", &folders.1];
-                encrypted_or_not(
-                    lab,
-                    source,
-                    destination,
-                    "stop-copy",
-                    limits,
-                    &more,
-                    &theirs,
-                )
+                by_unmoor(lab, source, destination, limits, &more, &theirs)
             }
         }
     }
@@ -141,23 +145,11 @@ fn by_qemu(
     })
 }
 
+/// `more` goes to `unmoor send`, `theirs` to `unmoor receive`.
 fn by_unmoor(
     lab: &Lab,
     source: &Vm,
     destination: &Vm,
-    protocol: &str,
-    limits: &Limits,
-    more: &[&str],
-) -> Result<Moved> {
-    encrypted_or_not(lab, source, destination, protocol, limits, more, &[])
-}
-
-/// `theirs` goes to `unmoor receive`.
-fn encrypted_or_not(
-    lab: &Lab,
-    source: &Vm,
-    destination: &Vm,
-    protocol: &str,
     limits: &Limits,
     more: &[&str],
     theirs: &[&str],
@@ -170,7 +162,7 @@ fn encrypted_or_not(
     let cpu_before = usage::cpu(source.pid())?;
     let downtime = format!("{}ms", limits.downtime.as_millis());
     let cap = format!("{}s", limits.cap.as_secs());
-    let mut args = vec!["--agent", &from, "--protocol", protocol];
+    let mut args = vec!["--agent", &from];
     args.extend(["--downtime-limit", &downtime, "--timeout", &cap]);
     args.extend(more);
     let begun = Instant::now();

@@ -15,7 +15,8 @@ pub struct Job {
     pub mib: u32,
     /// How fast, in MB/s; 0 for as fast as it can.
     pub mb_per_s: u32,
-    /// `full` rewrites whole pages with fresh data, `touch` 8 bytes of each.
+    /// `full` rewrites whole pages with fresh data, `text` with such that can be compressed, `touch`
+    /// 8 bytes of each.
     pub mode: &'static str,
 }
 
@@ -38,7 +39,7 @@ pub struct Workload {
 const REQUESTS: Option<u32> = Some(400);
 
 /// The benchmark's workloads.
-pub const ALL: [Workload; 6] = [
+pub const ALL: [Workload; 7] = [
     Workload {
         name: "W1",
         title: "Redis under load, and a job that rewrites 600 MiB of whole pages at full speed",
@@ -59,6 +60,18 @@ pub const ALL: [Workload; 6] = [
             mib: 600,
             mb_per_s: 0,
             mode: "touch",
+        }],
+        requests: REQUESTS,
+        turns: None,
+    },
+    Workload {
+        name: "W1c",
+        title: "the same as W1, but what the job writes can be compressed",
+        jobs: &[Job {
+            name: "batch",
+            mib: 600,
+            mb_per_s: 0,
+            mode: "text",
         }],
         requests: REQUESTS,
         turns: None,

@@ -210,6 +210,18 @@ fn summarise(summary: &Summary) -> String {
         Some(forecast) => foreseen(forecast),
         None => String::new(),
     };
+    let compressed = match &summary.compressed {
+        Some(it) if it.after_bytes < it.before_bytes => format!(
+            "compressed      {} to {}{}\n",
+            bytes(it.before_bytes),
+            bytes(it.after_bytes),
+            it.method
+                .as_ref()
+                .map(|method| format!(" ({method})"))
+                .unwrap_or_default(),
+        ),
+        _ => String::new(),
+    };
     let free = match summary.pages_free {
         0 => String::new(),
         pages => format!(", {} free", count(pages)),
@@ -219,6 +231,7 @@ fn summarise(summary: &Summary) -> String {
 moved in        {}
 downtime        {downtime}{hook}
 {paused}on the wire     {} for {} of guest memory
+{compressed}\
 {predicted}\
 pages           {} sent, {} zero, {} dropped as duplicates{free}
 passes          {}

@@ -174,6 +174,8 @@ pub(crate) struct Summary {
     /// The part of the downtime that `--before-commit` took.
     pub before_commit_ms: Option<f64>,
     pub wire_bytes: u64,
+    /// What batches of pages were compressed to, and by what; absent if they were not.
+    pub compressed: Option<Compressed>,
     pub guest_memory_bytes: u64,
     pub pages_sent: u64,
     pub pages_zero: u64,
@@ -208,6 +210,17 @@ pub(crate) struct Summary {
     pub destination_qemu: String,
     /// Highest resident memory of this process in bytes.
     pub relay_memory_bytes: Option<u64>,
+}
+
+/// What compressing has brought.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Compressed {
+    /// Bytes of all batches of pages before.
+    pub before_bytes: u64,
+    /// And after: some may have been left as they were.
+    pub after_bytes: u64,
+    /// What was chosen at last; absent if nothing was worth it.
+    pub method: Option<String>,
 }
 
 /// Where a migration stands at one moment; counters from its start on.

@@ -52,7 +52,7 @@ impl Session<'_> {
                 };
                 let predicted = Forecast {
                     total_ms: millis(outcome.total),
-                    wire_bytes: outcome.bytes,
+                    wire_bytes: self.output.on_the_wire(outcome.bytes),
                     downtime_ms: millis(outcome.downtime),
                     pauses: outcome.pauses.iter().map(pause).collect(),
                 };

@@ -9,6 +9,8 @@ const SMOOTHING: f64 = 3.0;
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 /// Weight of the newest sample of what a link carries, where it is less than before.
 const LINK_NEWEST: f64 = 0.1;
+/// And where what it carries changes with what is sent.
+const LINK_NEWEST_OF_MANY: f64 = 0.4;
 
 /// A counter's smoothed rate. Time is the caller's.
 #[derive(Debug, Clone, Copy)]
@@ -50,14 +52,32 @@ impl Meter {
 }
 
 /// What the link carries, measured while it is full: while something waits for it all the time.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct LinkRate {
     full_since: Option<Instant>,
     bytes: u64,
     per_second: Option<f64>,
+    newest: f64,
+}
+
+impl Default for LinkRate {
+    fn default() -> Self {
+        LinkRate {
+            full_since: None,
+            bytes: 0,
+            per_second: None,
+            newest: LINK_NEWEST,
+        }
+    }
 }
 
 impl LinkRate {
+    /// What is counted is not what the link carries but what that stands for, some of which is
+    /// compressed better than the rest.
+    pub(crate) fn follow_closely(&mut self) {
+        self.newest = LINK_NEWEST_OF_MANY;
+    }
+
     /// So many bytes went out, and something waits, or not.
     pub(crate) fn sent(&mut self, now: Instant, bytes: u64, waits: bool) {
         let Some(since) = self.full_since.filter(|_| waits) else {
@@ -76,7 +96,7 @@ impl LinkRate {
         // A receiver that is busy for a moment looks like a slow link, and nothing makes a link look
         // fast: it is believed to be faster at once, and slower by and by.
         self.per_second = Some(match self.per_second {
-            Some(before) if rate < before => before + LINK_NEWEST * (rate - before),
+            Some(before) if rate < before => before + self.newest * (rate - before),
             _ => rate,
         });
         self.full_since = Some(now);

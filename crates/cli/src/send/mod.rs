@@ -4,6 +4,7 @@ mod cut;
 mod foresee;
 mod hook;
 mod meter;
+mod outlet;
 mod outcome;
 mod sample;
 mod session;

@@ -8,7 +8,7 @@ use wire::{AbortCode, Started};
 use super::Failure;
 use super::session::{LAST_WORDS_LIMIT, Session};
 use crate::exit::Exit;
-use crate::report::{Event, Paused, Summary, peak_memory, session_name};
+use crate::report::{Compressed, Event, Paused, Summary, peak_memory, session_name};
 
 /// Longest wait for the source VM to run again.
 const RECOVER_LIMIT: Duration = Duration::from_secs(30);
@@ -33,6 +33,11 @@ impl Session<'_> {
             downtime_ms: self.downtime(started).map(millis),
             before_commit_ms: self.hook_time.map(millis),
             wire_bytes: self.meters.wire_bytes,
+            compressed: self.output.tally().map(|tally| Compressed {
+                before_bytes: tally.before,
+                after_bytes: tally.after,
+                method: tally.method.map(|method| method.to_string()),
+            }),
             guest_memory_bytes: stats.ram_bytes,
             pages_sent: stats.pages_sent,
             pages_zero: stats.pages_zero,
@@ -114,7 +119,7 @@ impl Session<'_> {
         };
         self.engine
             .abort(code, &failure.to_string(), self.output.tail());
-        let _ = self.channel.send_all(&mut self.output, LAST_WORDS_LIMIT);
+        let _ = self.output.send_all(&mut self.channel, LAST_WORDS_LIMIT);
         self.call_off();
         // Closes QEMU's stream: a migration that still writes fails at once.
         self.qemu = None;

@@ -21,7 +21,7 @@ impl Session<'_> {
             flushed_bytes: stats.pages_flushed * page,
             held_bytes: self.engine.held_bytes(),
             dirty_bytes_per_s: ram.map(|ram| ram.dirty_pages_rate.saturating_mul(page)),
-            link_bytes_per_s: self.steering.link_rate.rate(),
+            link_bytes_per_s: self.output.link_rate(),
         }));
     }
 }

@@ -15,11 +15,12 @@ use wire::{AbortCode, Accept, Frame, Ledger, Message, Started, put_control};
 use super::cut::Cut;
 use super::hook::Hook;
 use super::meter::{Meter, seconds_to_switchover};
+use super::outlet::{Outlet, Sent};
 use super::settle::Settled;
 use super::steer::Steering;
 use super::{Failure, tell_findings};
-use crate::args::{SendArgs, StallArg};
-use crate::buffer::{Filled, Input, Output};
+use crate::args::{CompressArg, SendArgs, StallArg};
+use crate::buffer::{Filled, Input};
 use crate::exit::Exit;
 use crate::guardian::{Guardian, Watch};
 use crate::net::{Channel, Connector, Link, Protection, host_of};
@@ -30,7 +31,9 @@ use crate::signals::Signals;
 
 /// Bytes waiting for the link beyond which nothing more is read from QEMU. Small: what waits
 /// here when the VM stops is downtime, and back-pressure tells QEMU the link's true speed.
-pub(super) const WAITING_MAX: usize = 512 << 10;
+const WAITING_MAX: usize = 512 << 10;
+/// Most threads that compress.
+const THREADS_MAX: usize = 16;
 /// Bytes that may be on their way, or lost, without the destination's word: it gives one for each
 /// MiB. More is needed only by a link that is both long and fast.
 const KEPT_MAX: usize = 32 << 20;
@@ -65,7 +68,7 @@ pub(crate) struct Session<'a> {
     pub(super) facts: VmFacts,
     pub(super) session: [u8; 16],
     pub(super) input: Input,
-    pub(super) output: Output,
+    pub(super) output: Outlet,
     decoder: wire::Decoder,
     pub(super) qemu: Option<QemuStream>,
     pub(super) guardian: Option<Guardian>,
@@ -154,7 +157,7 @@ impl<'a> Session<'a> {
             facts,
             session,
             input: Input::default(),
-            output: Output::default(),
+            output: Outlet::default(),
             decoder: wire::Decoder::new(),
             qemu: None,
             guardian: None,
@@ -207,7 +210,7 @@ impl<'a> Session<'a> {
             if let Turn::Finished(started) = self.act()? {
                 self.times.finished = Some(Instant::now());
                 // Best effort: the destination waits a little for the answer to be fetched.
-                let _ = self.channel.send_all(&mut self.output, LAST_WORDS_LIMIT);
+                let _ = self.output.send_all(&mut self.channel, LAST_WORDS_LIMIT);
                 self.await_thaw();
                 return Ok(started);
             }
@@ -263,6 +266,9 @@ impl<'a> Session<'a> {
         if !self.engine.can_resume() {
             self.channel.keep_no_copies();
         }
+        if self.engine.can_pack() {
+            self.pack()?;
+        }
         let theirs: VmFacts = serde_json::from_str(&accept.vm_facts).map_err(|error| {
             Failure::Failed(format!(
                 "the destination describes its VM unreadably: {error}"
@@ -317,6 +323,21 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// From here on batches of pages are compressed, if that pays.
+    fn pack(&mut self) -> Result<(), Failure> {
+        let threads = self.args.compress_threads.map_or_else(
+            || std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
+            usize::from,
+        );
+        self.output
+            .pack(self.args.compress, threads.min(THREADS_MAX))
+            .map_err(|error| Failure::Failed(format!("cannot start threads: {error}")))?;
+        if self.args.compress != CompressArg::None {
+            self.steering.link_rate.follow_closely();
+        }
+        Ok(())
+    }
+
     /// The last step before the point of no return.
     pub(super) fn commit(&mut self) -> Result<(), Failure> {
         if let Some(cut) = &mut self.cut {
@@ -347,6 +368,7 @@ impl<'a> Session<'a> {
 
     /// Writes what waits, as far as link and bandwidth limit allow.
     fn send(&mut self) -> Result<(), Failure> {
+        self.output.advance();
         let now = Instant::now();
         let vm_runs = self.vm_runs();
         let limit = match &mut self.pace {
@@ -354,24 +376,25 @@ impl<'a> Session<'a> {
             _ => usize::MAX,
         };
         // What is encrypted already goes whatever the limit.
-        if (self.output.is_empty() || limit == 0) && !self.channel.wants_write() {
+        let nothing_to_send = !self.output.waits_for_link() || limit == 0;
+        if nothing_to_send && !self.channel.wants_write() {
             self.steering
                 .link_rate
                 .sent(now, 0, !self.output.is_empty());
             return Ok(());
         }
-        let sent = match self.channel.send(&mut self.output, limit) {
+        let Sent { wire, plain } = match self.output.send(&mut self.channel, limit) {
             Ok(sent) => sent,
             Err(error) => return self.cut_off(&self.peer_lost(&error)),
         };
         // What waits for a connection says nothing of the link.
         let waits = !self.output.is_empty() && self.channel.is_up();
-        self.steering.link_rate.sent(now, sent as u64, waits);
-        if sent > 0 {
+        self.steering.link_rate.sent(now, plain as u64, waits);
+        if wire > 0 {
             self.alive.on_sent(now);
-            self.meters.wire_bytes += sent as u64;
+            self.meters.wire_bytes += wire as u64;
             if let Some(pace) = &mut self.pace {
-                pace.spend(sent);
+                pace.spend(wire);
             }
         }
         Ok(())
@@ -389,8 +412,13 @@ impl<'a> Session<'a> {
         open && room && pilot.may_read(&self.engine)
     }
 
+    /// Bytes that may wait for the link, and for what is done to them on the way.
+    pub(super) fn room_in_all(&self) -> usize {
+        WAITING_MAX + self.output.appetite()
+    }
+
     fn link_is_full(&self) -> bool {
-        self.output.len() >= WAITING_MAX
+        self.output.len() >= self.room_in_all()
     }
 
     /// Everything that is due by the clock; returns when to come back.
@@ -427,7 +455,7 @@ impl<'a> Session<'a> {
             next = next.min(ends);
         }
         if let Some(pace) = &self.pace
-            && !self.output.is_empty()
+            && self.output.waits_for_link()
             && self.vm_runs()
         {
             next = next.min(now + pace.wait().max(Duration::from_millis(1)));
@@ -453,7 +481,7 @@ impl<'a> Session<'a> {
 
     fn wait_and_read(&mut self, deadline: Instant) -> Result<(), Failure> {
         let paced = self.pace.is_some() && self.vm_runs();
-        let waits = !self.output.is_empty() && !paced;
+        let waits = self.output.waits_for_link() && !paced;
         let link_flags = if !waits && !self.channel.wants_write() {
             PollFlags::IN
         } else {
@@ -480,6 +508,8 @@ impl<'a> Session<'a> {
             fds.push(PollFd::from_borrowed_fd(line.fd(), flags));
             fds.len() - 1
         });
+        // Whatever is done by then is passed on with the next turn.
+        fds.extend(self.output.fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         wait(&mut fds, Some(deadline)).map_err(|e| failed(&e))?;
         let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
         drop(fds);

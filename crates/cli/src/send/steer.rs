@@ -14,7 +14,7 @@ use rustix::event::PollFlags;
 
 use super::Failure;
 use super::meter::LinkRate;
-use super::session::{Session, WAITING_MAX, failed, wall_clock};
+use super::session::{Session, failed, wall_clock};
 use crate::agent::{AgentError, Client, Heard, Line};
 use crate::args::{ProtocolArg, SendArgs, StallArg};
 use crate::report::{Detail, Event, Forecast, Named, Paused, Report, Writer};
@@ -235,7 +235,7 @@ impl Session<'_> {
 
     /// Sends held pages while the link has room for them.
     pub(super) fn pump(&mut self) {
-        let room = WAITING_MAX.saturating_sub(self.output.len());
+        let room = self.room_in_all().saturating_sub(self.output.len());
         if room > 0 && self.has_due() {
             let tail = self.output.tail();
             let full = tail.len() + room;

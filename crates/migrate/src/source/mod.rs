@@ -191,6 +191,11 @@ impl Source {
         self.uses.has(Capabilities::RESUME)
     }
 
+    /// Whether the destination unpacks batches of pages that were compressed.
+    pub fn can_pack(&self) -> bool {
+        self.uses.has(Capabilities::PACKED)
+    }
+
     /// Takes the next thing that only the outside can do.
     pub fn next_action(&mut self) -> Option<SourceAction> {
         self.actions.pop_front()
@@ -223,7 +228,7 @@ impl Source {
                 return Ok(());
             }
             Frame::Control(message) => message,
-            Frame::Pages(_) | Frame::Zeros(_) | Frame::Device(_) => {
+            Frame::Pages(_) | Frame::Packed(_) | Frame::Zeros(_) | Frame::Device(_) => {
                 return Err(self.out_of_order("memory"));
             }
         };

@@ -9,6 +9,7 @@
 )]
 
 mod meddler;
+mod outlet;
 mod qemu;
 mod random;
 mod world;
@@ -70,6 +71,7 @@ fn memory_is_equal_and_one_copy_runs_whatever_happens() {
             "declared free",
             "left behind as free",
             "link full",
+            "packed",
             "no room to hold",
         ] {
             assert!(

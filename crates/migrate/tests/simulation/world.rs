@@ -11,6 +11,7 @@ use qemu_stream::{Event, Parser};
 use wire::{AbortCode, Decoder, Started};
 
 use crate::meddler::Meddler;
+use crate::outlet::Outlet;
 use crate::qemu::{DestinationQemu, PAGE, SourceQemu};
 use crate::random::Random;
 
@@ -78,6 +79,8 @@ pub(crate) struct World {
     /// The commit was recorded: the guardian's journal.
     recorded: bool,
     finished: bool,
+    /// What the source half says on its way to the link.
+    outlet: Outlet,
     there: Pipe,
     back: Pipe,
     connected: bool,
@@ -123,6 +126,7 @@ impl World {
             source_gave_up: false,
             recorded: false,
             finished: false,
+            outlet: Outlet::of_seed(seed),
             there: Pipe::default(),
             back: Pipe::default(),
             connected: true,
@@ -139,6 +143,7 @@ impl World {
 
     pub(crate) fn only_fault_is_corruption(&mut self) {
         self.fault = Fault::Corrupt;
+        self.outlet = Outlet::plain();
         self.fault_at %= 60;
     }
 
@@ -256,7 +261,7 @@ impl World {
         let count = self.random.below(output.len().min(20_000) + 1);
         self.from_qemu.extend(output.drain(..count));
         let mut at = 0;
-        let out = &mut self.there.bytes;
+        let out = &mut Vec::new();
         while let Some((used, event)) = self.parser.next(&self.from_qemu[at..]).unwrap() {
             if let Some(meddler) = &mut self.meddler {
                 meddler.act(&mut self.source, out, &mut self.seen);
@@ -270,6 +275,9 @@ impl World {
         }
         self.from_qemu.drain(..at);
         self.source.flush(out);
+        self.outlet
+            .pass(&self.source, out, &mut self.there.bytes, &mut self.seen);
+        let out = &mut self.there.bytes;
         // QEMU closes its stream when it has completed.
         if self.source_qemu.completed && self.source_qemu.output.is_empty() {
             if !self.stream_over {

@@ -48,6 +48,7 @@ fn summary() -> Summary {
         downtime_ms: Some(93.0),
         before_commit_ms: None,
         wire_bytes: 415_000_000,
+        compressed: None,
         guest_memory_bytes: 1 << 30,
         pages_sent: 101_140,
         pages_zero: 160_000,

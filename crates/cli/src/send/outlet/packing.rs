@@ -1,0 +1,187 @@
+//! Frames in order, some of which are being compressed.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use pack::{Chooser, Method, looks_compressible};
+use wire::{BATCH_BYTES, OwnFrame};
+
+use super::shares::Shares;
+use super::workers::{Done, Job, Workers};
+use crate::buffer::Output;
+
+/// Smaller batches are not worth the way to another thread and back.
+const SMALLEST: usize = 8 << 10;
+/// Longest wait for a thread to compress one batch, at the end.
+const BATCH_LIMIT: Duration = Duration::from_secs(5);
+
+/// Compresses what is worth it, and keeps the order.
+#[derive(Debug)]
+pub(super) struct Packing {
+    chooser: Chooser,
+    workers: Workers,
+    threads: usize,
+    line: VecDeque<Piece>,
+    /// Number of the first piece in the line.
+    first: u64,
+    /// Plain bytes in the line.
+    waiting: usize,
+    /// The present choice.
+    method: Option<Method>,
+    pub(super) tally: Tally,
+}
+
+/// What compressing has brought.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tally {
+    /// Bytes of batches of pages before they were compressed or left as they were.
+    pub(crate) before: u64,
+    /// And after.
+    pub(crate) after: u64,
+    /// The present choice.
+    pub(crate) method: Option<Method>,
+}
+
+#[derive(Debug)]
+struct Piece {
+    plain: usize,
+    /// Absent while it is being compressed.
+    frames: Option<Vec<u8>>,
+}
+
+impl Packing {
+    pub(super) fn start(chooser: Chooser, threads: usize) -> io::Result<Self> {
+        Ok(Packing {
+            chooser,
+            workers: Workers::start(threads)?,
+            threads,
+            line: VecDeque::new(),
+            first: 0,
+            waiting: 0,
+            method: None,
+            tally: Tally::default(),
+        })
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.workers.fd()
+    }
+
+    /// Plain bytes that are on their way through.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Plain bytes that have to be here for all threads to have something to do.
+    pub(super) fn appetite(&self) -> usize {
+        match self.method {
+            Some(_) => self.threads * BATCH_BYTES,
+            None => 0,
+        }
+    }
+
+    /// Takes a frame; the link carries so many bytes a second.
+    pub(super) fn take(&mut self, frame: OwnFrame<'_>, link: Option<u64>) {
+        let plain = frame.bytes.len();
+        self.waiting += plain;
+        let method = match frame.pages {
+            Some(pages) if plain >= SMALLEST => {
+                self.method = self.chooser.choose(link);
+                self.method.filter(|_| looks_compressible(pages))
+            }
+            _ => None,
+        };
+        self.tally.method = self.method;
+        if let Some(method) = method {
+            let number = self.first + self.line.len() as u64;
+            self.line.push_back(Piece {
+                plain,
+                frames: None,
+            });
+            return self.workers.give(Job {
+                number,
+                method,
+                frame: frame.bytes.to_vec(),
+            });
+        }
+        if frame.pages.is_some() {
+            self.tally.before += plain as u64;
+            self.tally.after += plain as u64;
+        }
+        match self.line.back_mut() {
+            Some(Piece {
+                plain: length,
+                frames: Some(frames),
+            }) if frames.len() == *length => {
+                frames.extend_from_slice(frame.bytes);
+                *length += plain;
+            }
+            _ => self.line.push_back(Piece {
+                plain,
+                frames: Some(frame.bytes.to_vec()),
+            }),
+        }
+    }
+
+    /// Packed bytes for each plain one, of all batches so far.
+    pub(super) fn ratio(&self) -> f64 {
+        if self.tally.before == 0 {
+            return 1.0;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let ratio = self.tally.after as f64 / self.tally.before as f64;
+        ratio
+    }
+
+    /// Passes on what is ready.
+    pub(super) fn pass(&mut self, output: &mut Output, shares: &mut Shares) {
+        let done: Vec<Done> = self.workers.take().collect();
+        for done in done {
+            self.done(done);
+        }
+        while let Some(Piece {
+            plain,
+            frames: Some(frames),
+        }) = self.line.front()
+        {
+            output.tail().extend_from_slice(frames);
+            shares.add(frames.len(), *plain);
+            self.waiting -= plain;
+            self.line.pop_front();
+            self.first += 1;
+        }
+    }
+
+    /// Passes everything on, waiting for it.
+    pub(super) fn finish(&mut self, output: &mut Output, shares: &mut Shares) {
+        let deadline = Instant::now() + BATCH_LIMIT;
+        self.pass(output, shares);
+        while !self.line.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Some(done) = self.workers.wait(left) else {
+                return;
+            };
+            self.done(done);
+            self.pass(output, shares);
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        let Done {
+            number,
+            method,
+            plain,
+            frame,
+            took,
+        } = done;
+        self.chooser.learnt(method, plain, frame.len(), took);
+        self.tally.before += plain as u64;
+        self.tally.after += frame.len() as u64;
+        let at = usize::try_from(number - self.first).unwrap_or(usize::MAX);
+        if let Some(piece) = self.line.get_mut(at) {
+            piece.frames = Some(frame);
+        }
+    }
+}

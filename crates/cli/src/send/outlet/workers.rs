@@ -1,0 +1,116 @@
+//! Threads that compress batches.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pack::{Compressor, Method};
+use rustix::event::{EventfdFlags, eventfd};
+use wire::FRAME_HEADER;
+
+/// A compressing thread gives way to everything else, the VM's processors first: what it is not
+/// given time for shows in its speed, and then less is compressed.
+const NICE: i32 = 5;
+
+/// A batch to compress.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) number: u64,
+    pub(super) method: Method,
+    /// A whole pages frame.
+    pub(super) frame: Vec<u8>,
+}
+
+/// A batch that is compressed, or was left as it is.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) number: u64,
+    pub(super) method: Method,
+    /// Bytes of the plain frame.
+    pub(super) plain: usize,
+    /// A whole frame.
+    pub(super) frame: Vec<u8>,
+    pub(super) took: Duration,
+}
+
+/// The threads. They end when this is dropped.
+#[derive(Debug)]
+pub(super) struct Workers {
+    jobs: Sender<Job>,
+    done: Receiver<Done>,
+    bell: Arc<OwnedFd>,
+}
+
+impl Workers {
+    pub(super) fn start(threads: usize) -> io::Result<Self> {
+        let (jobs, to_do) = channel();
+        let (tell, done) = channel();
+        let to_do = Arc::new(Mutex::new(to_do));
+        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        let bell = Arc::new(bell);
+        for number in 0..threads {
+            let (to_do, tell, bell) = (Arc::clone(&to_do), tell.clone(), Arc::clone(&bell));
+            thread::Builder::new()
+                .name(format!("compress-{number}"))
+                .spawn(move || work(&to_do, &tell, &bell))?;
+        }
+        Ok(Workers { jobs, done, bell })
+    }
+
+    /// Readable when something is done.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    pub(super) fn give(&self, job: Job) {
+        // They live as long as this does.
+        let _ = self.jobs.send(job);
+    }
+
+    /// What is done, without waiting.
+    pub(super) fn take(&self) -> impl Iterator<Item = Done> {
+        // The bell is rung after each.
+        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+        self.done.try_iter()
+    }
+
+    /// Waits for something to be done.
+    pub(super) fn wait(&self, limit: Duration) -> Option<Done> {
+        self.done.recv_timeout(limit).ok()
+    }
+}
+
+fn work(to_do: &Mutex<Receiver<Job>>, tell: &Sender<Done>, bell: &OwnedFd) {
+    // Of this thread alone. It may be forbidden: then it competes.
+    let _ = rustix::process::setpriority_process(None, NICE);
+    let mut compressor = Compressor::default();
+    loop {
+        let next = to_do.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(Job {
+            number,
+            method,
+            frame,
+        }) = next
+        else {
+            return;
+        };
+        let begun = Instant::now();
+        let mut packed = Vec::new();
+        let smaller = compressor.compress(method, &frame[FRAME_HEADER..], &mut packed);
+        let done = Done {
+            number,
+            method,
+            plain: frame.len(),
+            frame: if smaller { packed } else { frame },
+            took: begun.elapsed(),
+        };
+        if tell.send(done).is_err() {
+            return;
+        }
+        // Full only if nobody has looked for 2^64 batches.
+        let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+    }
+}
