@@ -36,7 +36,7 @@ struct Events {
 impl Unmoor {
     /// Starts `unmoor` at `host` with the given arguments and `--json`.
     pub fn start(lab: &Lab, host: Host, args: &[&str]) -> Result<Self> {
-        Self::spawn(lab, lab.command(host, program("unmoor")), args)
+        Self::spawn(lab, command(lab, host), args)
     }
 
     /// Starts `unmoor` outside the lab's namespaces, where the test itself is.
@@ -217,6 +217,15 @@ impl Drop for Unmoor {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// `unmoor` at `host`, which has folders of its own for what runs and what is kept.
+pub fn command(lab: &Lab, host: Host) -> Command {
+    let mut command = lab.command(host, program("unmoor"));
+    for (variable, folder) in [("UNMOOR_RUN_DIR", "run"), ("UNMOOR_STATE_DIR", "state")] {
+        command.env(variable, lab.run_dir().join(format!("{host:?}-{folder}")));
+    }
+    command
 }
 
 /// Plain text, unless certificates are named.

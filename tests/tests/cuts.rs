@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::relay::{PORT, Unmoor};
-use lab::{HOST_B, Host, VmOptions, results};
+use lab::{HOST_B, Host, VmOptions, ram, results};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use unmoor_tests::{MIGRATION_LIMIT, Pair, SHORT, await_writing, start_writer, verify_writer};
@@ -21,7 +21,10 @@ struct OnTheWay {
 }
 
 fn set_out(reconnect: &str) -> Result<OnTheWay> {
-    let mut pair = Pair::new(&VmOptions::default())?;
+    let options = VmOptions::default();
+    let mut waiting = options.as_destination();
+    waiting.paused = true;
+    let mut pair = Pair::with(&options, &waiting, Some("1gbit"))?;
     start_writer(&mut pair.source, 96, 8, "full")?;
     let gate = pair.lab.run_dir().join("gate");
     rustix::fs::mkfifoat(rustix::fs::CWD, &gate, 0o600.into())?;
@@ -79,7 +82,7 @@ impl OnTheWay {
         Ok(seen)
     }
 
-    /// Opens the gate: the VM moves, its memory intact.
+    /// Opens the gate: the VM moves, its memory equal to the byte.
     fn arrive(mut self) -> Result<Value> {
         fs::write(&self.gate, "go\n")?;
         let summary = self.sender.summary(MIGRATION_LIMIT)?;
@@ -90,6 +93,9 @@ impl OnTheWay {
             self.receiver.events()
         );
         assert_eq!(summary["digest"], "equal");
+        let diff = ram::compare(&mut self.pair.source, &mut self.pair.destination)?;
+        assert!(diff.differing.is_empty(), "{diff:x?}");
+        self.pair.destination.qmp("cont", &json!({}))?;
         verify_writer(&mut self.pair.destination)?;
         Ok(summary)
     }

@@ -1,5 +1,6 @@
 //! The command line. Help, manual pages and completions all come from here.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use clap_complete::Shell;
 use guest_proto::Rule;
 use pack::Method;
 
+use crate::bandwidth::{Bandwidth, rate};
 use crate::exit::Exit;
 
 /// Most bytes of rules in a file.
@@ -30,7 +32,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Moves a running VM to a host where `unmoor receive` waits.
-    Send(SendArgs),
+    Send(Box<SendArgs>),
     /// Waits for a VM and gives it to a QEMU started with `-incoming defer`.
     Receive(ReceiveArgs),
     /// Says whether a VM can be moved, and what to change if not.
@@ -39,6 +41,14 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Says what moving a VM would be like, and changes nothing.
     Plan(PlanArgs),
+    /// Lists the migrations that run on this host, and those whose outcome is not known.
+    Status(StatusArgs),
+    /// Changes a migration from here while it runs.
+    Tune(TuneArgs),
+    /// Settles a migration after which both hosts were cut off from each other.
+    Resolve(ResolveArgs),
+    /// Lists the migrations from this host that have ended, the newest last.
+    History(HistoryArgs),
     /// Makes certificates for the hosts between which VMs move, and shows them.
     Cert(CertArgs),
     /// Prints a completion script for a shell.
@@ -73,10 +83,15 @@ pub struct SendArgs {
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = downtime)]
     pub downtime_limit: Duration,
 
-    /// Most that may be sent while the VM runs, for example 1Gbit or 100MB, per second. The
-    /// switchover itself is not limited.
-    #[arg(long, value_name = "RATE", value_parser = bandwidth)]
-    pub bandwidth: Option<u64>,
+    /// Most that may be sent while the VM runs: a rate such as 1Gbit or 100MB (per second), or a share
+    /// of the network card's, such as 50%. The switchover itself is not limited; `unmoor tune`
+    /// changes it.
+    #[arg(long, value_name = "RATE")]
+    pub bandwidth: Option<Bandwidth>,
+
+    /// Address of this host to connect from, and with it the network to use.
+    #[arg(long, value_name = "ADDRESS")]
+    pub bind: Option<IpAddr>,
 
     /// How memory is compressed on its way: auto (as it pays, measured), none, lz4, zstd or
     /// zstd:LEVEL, with levels from 1 to 19.
@@ -126,6 +141,14 @@ pub struct SendArgs {
     /// as data beside it, with the ending .json.
     #[arg(long, value_name = "FILE.html", value_hint = ValueHint::FilePath)]
     pub report: Option<PathBuf>,
+
+    /// Keeps no record of this migration for `unmoor history`.
+    #[arg(long)]
+    pub no_record: bool,
+
+    /// Serves metrics for Prometheus at this address while the migration runs, under /metrics.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics: Option<SocketAddr>,
 
     /// Runs a shell command when the destination is ready and the VM is stopped, just before the
     /// commit; if it fails, the VM resumes here. Its run time is downtime.
@@ -241,7 +264,7 @@ pub struct PlanArgs {
     pub agent: Option<PathBuf>,
 
     /// The link's rate, for example 1Gbit or 100MB, per second.
-    #[arg(long, value_name = "RATE", value_parser = bandwidth)]
+    #[arg(long, value_name = "RATE", value_parser = rate)]
     pub bandwidth: u64,
 
     /// How long to follow who exchanges data with whom.
@@ -268,6 +291,98 @@ pub struct PlanArgs {
     /// Prints one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `unmoor status`.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::HELP)]
+pub struct StatusArgs {
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `unmoor history`.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::HELP)]
+pub struct HistoryArgs {
+    /// How many, at the most.
+    #[arg(long, short = 'n', value_name = "COUNT", default_value = "20")]
+    pub last: usize,
+
+    /// Prints one whole record a line, as JSON: what `unmoor send --report` writes as data.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `unmoor tune`.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::HELP)]
+pub struct TuneArgs {
+    /// The beginning of the session's name; not needed where one VM only is on its way from here.
+    pub session: Option<String>,
+
+    /// Most that may be sent from now on while the VM runs: a rate, a share of the network card's
+    /// such as 50%, or none for no limit.
+    #[arg(long, value_name = "RATE")]
+    pub bandwidth: LimitArg,
+}
+
+/// A limit, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitArg {
+    /// No limit.
+    None,
+    /// This one.
+    Some(Bandwidth),
+}
+
+impl FromStr for LimitArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(LimitArg::None),
+            other => other.parse().map(LimitArg::Some),
+        }
+    }
+}
+
+/// Arguments of `unmoor resolve`.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::HELP)]
+pub struct ResolveArgs {
+    /// The beginning of the session's name (`unmoor status`).
+    pub session: String,
+
+    /// The VM runs here from now on. Make sure first that it does not run on the other host, and
+    /// never will.
+    #[arg(long, conflicts_with = "give_up")]
+    pub run_here: bool,
+
+    /// The VM does not run here: a source goes on resting and is forgotten, a destination that waits
+    /// ends.
+    #[arg(long)]
+    pub give_up: bool,
+}
+
+/// What an operator has decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing yet: the other host is asked.
+    Ask,
+    RunHere,
+    GiveUp,
+}
+
+impl ResolveArgs {
+    pub(crate) fn verdict(&self) -> Verdict {
+        match (self.run_here, self.give_up) {
+            (true, _) => Verdict::RunHere,
+            (_, true) => Verdict::GiveUp,
+            _ => Verdict::Ask,
+        }
+    }
 }
 
 /// Arguments of `unmoor cert`.
@@ -470,47 +585,6 @@ fn silence(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Bytes per second from a rate such as `1Gbit`, `100Mbit`, `118MB`, `50MiB`, with or without
-/// `/s` or `ps`.
-fn bandwidth(text: &str) -> Result<u64, String> {
-    let explain = || "write a rate such as 1Gbit, 100Mbit, 118MB or 50MiB (per second)".to_owned();
-    let trimmed = text.trim();
-    let trimmed = trimmed
-        .strip_suffix("/s")
-        .or_else(|| trimmed.strip_suffix("ps"))
-        .unwrap_or(trimmed);
-    let unit_at = trimmed
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .ok_or_else(explain)?;
-    let (number, unit) = trimmed.split_at(unit_at);
-    let number: f64 = number.parse().map_err(|_| explain())?;
-    let bytes = match unit.trim().to_ascii_lowercase().as_str() {
-        "bit" => 1.0 / 8.0,
-        "kbit" => 1e3 / 8.0,
-        "mbit" => 1e6 / 8.0,
-        "gbit" => 1e9 / 8.0,
-        "b" => 1.0,
-        "kb" => 1e3,
-        "mb" => 1e6,
-        "gb" => 1e9,
-        "kib" => 1024.0,
-        "mib" => 1024.0 * 1024.0,
-        "gib" => 1024.0 * 1024.0 * 1024.0,
-        _ => return Err(explain()),
-    };
-    let rate = number * bytes;
-    if !(64e3..=1e13).contains(&rate) {
-        return Err("a rate between 512kbit and 80000Gbit, please".into());
-    }
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "checked just above"
-    )]
-    let rate = rate as u64;
-    Ok(rate)
-}
-
 /// Reads a policy. All that is wrong with it is told at once.
 fn policy_file(path: &str) -> Result<PolicyFile, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
@@ -562,17 +636,6 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn rates_in_bits_and_bytes() {
-        assert_eq!(bandwidth("1Gbit"), Ok(125_000_000));
-        assert_eq!(bandwidth("100 Mbit/s"), Ok(12_500_000));
-        assert_eq!(bandwidth("1.5MB"), Ok(1_500_000));
-        assert_eq!(bandwidth("2MiB/s"), Ok(2 << 20));
-        for wrong in ["1000", "fast", "10Mfoo", "1bit", "-5MB", "9999999Gbit"] {
-            assert!(bandwidth(wrong).is_err(), "{wrong}");
-        }
     }
 
     #[test]

@@ -19,7 +19,7 @@
 //! ignores the signals that end its parent.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -28,11 +28,13 @@ use hypervisor::{Recovered, Saved, Vm, recover_source};
 use migrate::put_verdict;
 use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
-use wire::{Frame, Message};
+use wire::{Frame, Message, put_control};
 
 use crate::buffer::{Filled, Input, Output};
+use crate::control::keep_in_doubt;
 use crate::net::{Connector, Protection};
 use crate::poll::wait;
+use crate::report::session_name;
 
 /// Longest wait for the guardian's acknowledgement of a commit.
 const ACK_LIMIT: Duration = Duration::from_secs(5);
@@ -54,6 +56,8 @@ pub(crate) struct Watch {
     /// How connections to the peer are protected, and the name that it goes by.
     pub protection: Protection,
     pub host: String,
+    /// The address to connect from, if not any.
+    pub from: Option<IpAddr>,
     /// Whether the VM ran when the migration began.
     pub was_running: bool,
     /// The settings that the migration changes.
@@ -159,14 +163,24 @@ pub(crate) fn run() -> io::Result<()> {
     }
     match watch {
         Some(watch) if committed => match tell_destination(&watch, true) {
-            Ok(answer) => eprintln!(
+            Ok(answer @ (Answer::Runs | Answer::Paused)) => eprintln!(
                 "unmoor guardian: the relay died after the commit; the VM rests here, and {} {answer}",
                 watch.peer
             ),
-            Err(error) => eprintln!(
-                "unmoor guardian: the relay died after the commit, and {} does not say whether the VM runs there ({error}): it rests here; look there before you resume it",
-                watch.peer
-            ),
+            unknown => {
+                let why = match unknown {
+                    Ok(answer) => answer.to_string(),
+                    Err(error) => format!("does not answer ({error})"),
+                };
+                eprintln!(
+                    "unmoor guardian: the relay died after the commit, and {} {why}: the VM rests here; `unmoor resolve {}` settles it",
+                    watch.peer,
+                    session_name(watch.session)
+                );
+                if let Err(error) = keep_in_doubt(&watch) {
+                    eprintln!("unmoor guardian: what is in doubt could not be kept: {error}");
+                }
+            }
         },
         Some(watch) => match rescue(&watch) {
             Ok(how) => eprintln!("unmoor guardian: the relay died before the commit: {how}"),
@@ -217,9 +231,29 @@ fn connect(qmp: &Path) -> Result<Vm, hypervisor::Error> {
     Vm::connect(qmp, QMP_LIMIT)
 }
 
+/// What a destination says when it is told the decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Runs,
+    Paused,
+    /// It has given the VM up, or knows nothing of it.
+    HasItNot,
+}
+
+impl std::fmt::Display for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Answer::Runs => "runs it",
+            Answer::Paused => "has it, paused",
+            Answer::HasItNot => "does not have it",
+        })
+    }
+}
+
 /// Connects and tells the decision; yields what the destination answers.
-fn tell_destination(watch: &Watch, commit: bool) -> io::Result<&'static str> {
-    let connector = Connector::new(&watch.protection, &watch.host).map_err(io::Error::other)?;
+pub(crate) fn tell_destination(watch: &Watch, commit: bool) -> io::Result<Answer> {
+    let connector =
+        Connector::new(&watch.protection, &watch.host, watch.from).map_err(io::Error::other)?;
     let link = connector.connect_to(watch.peer, TELL_LIMIT, None);
     let mut link = link.map_err(io::Error::other)?;
     let mut output = Output::default();
@@ -235,15 +269,20 @@ fn tell_destination(watch: &Watch, commit: bool) -> io::Result<&'static str> {
         }
         match link.receive(&mut input)? {
             Filled::Some(_) | Filled::WouldBlock => {}
-            Filled::Closed => return Ok("has given the VM up"),
+            Filled::Closed => return Ok(Answer::HasItNot),
         }
         while let Some((used, frame)) = decoder.next(input.unread()).map_err(io::Error::other)? {
             match frame {
-                Frame::Control(Message::Committed(started)) if started.running => {
-                    return Ok("runs it");
+                Frame::Control(Message::Committed(started)) => {
+                    // Best effort: it does not wait for this for long.
+                    put_control(&Message::Bye, output.tail());
+                    let _ = link.send_all(&mut output, TELL_LIMIT);
+                    return Ok(match started.running {
+                        true => Answer::Runs,
+                        false => Answer::Paused,
+                    });
                 }
-                Frame::Control(Message::Committed(_)) => return Ok("has it, paused"),
-                Frame::Control(Message::Abort { .. }) => return Ok("has given the VM up"),
+                Frame::Control(Message::Abort { .. }) => return Ok(Answer::HasItNot),
                 _ => {}
             }
             input.consume(used);

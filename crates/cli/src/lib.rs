@@ -7,12 +7,15 @@
 
 pub mod agent;
 pub mod args;
+mod bandwidth;
 mod buffer;
 mod cert;
 mod check;
+mod control;
 mod docs;
 pub mod exit;
 mod guardian;
+mod history;
 mod net;
 mod pace;
 mod plan;
@@ -41,6 +44,10 @@ pub fn run(cli: Cli) -> Exit {
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => agent::explain::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Status(args) => control::status(&args),
+        Command::Tune(args) => control::tune(&args),
+        Command::Resolve(args) => control::resolve(&args),
+        Command::History(args) => history::run(&args),
         Command::Cert(args) => cert::run(&args.command),
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { directory } => docs::man(&directory),

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 /// even over any second.
 const BURST: f64 = 0.01;
 
+/// Bytes on an Ethernet for each one of a connection: TCP, IP and Ethernet have headers.
+const ON_THE_LINK: f64 = 1514.0 / 1448.0;
+
 /// A token bucket. Time is the caller's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
@@ -17,7 +20,7 @@ pub(crate) struct Pace {
 impl Pace {
     pub(crate) fn new(bytes_per_second: u64, now: Instant) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
-        let rate = bytes_per_second.max(1) as f64;
+        let rate = bytes_per_second.max(1) as f64 / ON_THE_LINK;
         Pace {
             bytes_per_second: rate,
             tokens: 0.0,
@@ -70,13 +73,13 @@ mod tests {
             sent += allowed;
             now += pace.wait().max(Duration::from_micros(100));
         }
-        assert!((950_000..=1_010_000).contains(&sent), "{sent}");
+        assert!((930_000..=960_000).contains(&sent), "{sent}");
     }
 
     #[test]
     fn an_idle_hour_does_not_add_up() {
         let start = Instant::now();
         let mut pace = Pace::new(1_000_000, start);
-        assert_eq!(pace.allowance(start + Duration::from_secs(3600)), 10_000);
+        assert_eq!(pace.allowance(start + Duration::from_secs(3600)), 9564);
     }
 }

@@ -211,15 +211,19 @@ mod tests {
                 let bytes = BATCH as f64;
                 seconds += bytes * self.time(method, link);
                 if let Some(method) = method {
-                    let (_, ratio, speed) =
-                        self.ways.iter().find(|way| way.0 == method).unwrap();
+                    let (_, ratio, speed) = self.ways.iter().find(|way| way.0 == method).unwrap();
                     #[expect(
                         clippy::cast_possible_truncation,
                         clippy::cast_sign_loss,
                         reason = "a size"
                     )]
                     let packed = (bytes * ratio) as usize;
-                    chooser.learnt(method, BATCH, packed, Duration::from_secs_f64(bytes / speed));
+                    chooser.learnt(
+                        method,
+                        BATCH,
+                        packed,
+                        Duration::from_secs_f64(bytes / speed),
+                    );
                 }
             }
             #[expect(clippy::cast_precision_loss, reason = "a batch")]

@@ -8,10 +8,6 @@ use crate::Method;
 
 /// A packed batch that is no smaller than this share of the plain one is not worth the peer's time.
 const WORTH_IT: (usize, usize) = (31, 32);
-/// Bytes looked at in one place of a batch.
-const PROBE: usize = 4096;
-/// How many places.
-const PROBES: usize = 3;
 
 /// Why a packed frame could not be unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -69,7 +65,7 @@ impl Compressor {
     }
 }
 
-fn is_worth_it(packed: usize, plain: usize) -> bool {
+pub(crate) fn is_worth_it(packed: usize, plain: usize) -> bool {
     packed * WORTH_IT.1 < plain * WORTH_IT.0
 }
 
@@ -107,26 +103,13 @@ impl Decompressor {
     }
 }
 
-/// Whether it is worth while to compress this at all, by a look at a few places: what is encrypted,
-/// compressed or random costs next to nothing then.
-pub fn looks_compressible(plain: &[u8]) -> bool {
-    let step = plain.len().saturating_sub(PROBE) / (PROBES - 1);
-    let mut out = [0; 2 * PROBE];
-    (0..PROBES).any(|i| {
-        let from = i * step;
-        let upto = plain.len().min(from + PROBE);
-        let place = &plain[from..upto];
-        lz4_flex::block::compress_into(place, &mut out)
-            .is_ok_and(|length| is_worth_it(length, place.len()))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use wire::{Decoder, Frame, Preamble};
 
     use super::*;
+    use crate::noise;
 
     const METHODS: [Method; 4] = [
         Method::Lz4,
@@ -147,35 +130,14 @@ mod tests {
         }
     }
 
-    fn noise(length: usize) -> Vec<u8> {
-        let mut state = 88_172_645_463_325_252u64;
-        let mut bytes = Vec::with_capacity(length + 8);
-        while bytes.len() < length {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            bytes.extend_from_slice(&state.to_le_bytes());
-        }
-        bytes.truncate(length);
-        bytes
-    }
-
     #[test]
     fn noise_is_left_as_it_is() {
         let noise = noise(256 << 10);
-        assert!(!looks_compressible(&noise));
         for method in METHODS {
             let mut out = vec![7];
             assert!(!Compressor::default().compress(method, &noise, &mut out));
             assert_eq!(out, [7], "{method}");
         }
-    }
-
-    #[test]
-    fn a_batch_that_is_compressible_in_one_place_is_worth_a_try() {
-        let mut bytes = noise(256 << 10);
-        bytes[..128 << 10].fill(1);
-        assert!(looks_compressible(&bytes));
     }
 
     #[test]
@@ -187,14 +149,26 @@ mod tests {
             decoded(&out, |packed| {
                 let mut decompressor = Decompressor::default();
                 for plain_length in [0, 99_999, 100_001, MAX_PAYLOAD] {
-                    let wrong = PackedFrame { plain_length, ..packed };
+                    let wrong = PackedFrame {
+                        plain_length,
+                        ..packed
+                    };
                     assert_eq!(decompressor.unpack(&wrong), Err(PackError::Damaged));
                 }
                 let short = &packed.content[..packed.content.len() - 1];
-                let cut = PackedFrame { content: short, ..packed };
+                let cut = PackedFrame {
+                    content: short,
+                    ..packed
+                };
                 assert_eq!(decompressor.unpack(&cut), Err(PackError::Damaged));
-                let other = PackedFrame { method: 9, ..packed };
-                assert_eq!(decompressor.unpack(&other), Err(PackError::UnknownMethod(9)));
+                let other = PackedFrame {
+                    method: 9,
+                    ..packed
+                };
+                assert_eq!(
+                    decompressor.unpack(&other),
+                    Err(PackError::UnknownMethod(9))
+                );
                 // None of it has spoilt anything.
                 assert_eq!(decompressor.unpack(&packed), Ok(&plain[..]));
             });

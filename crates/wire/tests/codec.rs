@@ -134,7 +134,10 @@ fn frames_of_ones_own_are_told_apart() {
     let frames: Vec<_> = own_frames(&out).collect();
     assert_eq!(frames.len(), 3);
     assert_eq!(frames[1].bytes, &out[pages_at..device_at]);
-    assert_eq!(frames[1].pages, Some(&out[pages_at + FRAME_HEADER..device_at]));
+    assert_eq!(
+        frames[1].pages,
+        Some(&out[pages_at + FRAME_HEADER..device_at])
+    );
     assert_eq!((frames[0].pages, frames[2].pages), (None, None));
 }
 

@@ -4,7 +4,7 @@
 //! place without anybody above noticing more than a delay.
 
 use std::io::{self, ErrorKind, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -34,6 +34,11 @@ impl Channel {
 
     pub(crate) fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// The address of this host that it goes out from; nothing while there is no connection.
+    pub(crate) fn from(&self) -> Option<IpAddr> {
+        self.link.as_ref()?.from()
     }
 
     pub(crate) fn round_trip(&self) -> Option<Duration> {

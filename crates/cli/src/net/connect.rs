@@ -1,7 +1,7 @@
 //! From the source's side: a connection to the destination.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +34,8 @@ pub(crate) enum ConnectError {
         address: SocketAddr,
         error: io::Error,
     },
+    #[error("cannot connect from {from} (--bind): {error}; is it an address of this host?")]
+    From { from: IpAddr, error: io::Error },
     #[error("no encrypted connection to {address}: {error}")]
     Encrypt {
         address: SocketAddr,
@@ -73,22 +75,34 @@ pub(super) fn resolve(address: &str) -> Result<Vec<SocketAddr>, ConnectError> {
 
 /// Makes connections of one kind.
 #[derive(Debug)]
-pub(crate) enum Connector {
+pub(crate) struct Connector {
+    kind: Kind,
+    /// The address of this host to connect from, if not any.
+    from: Option<IpAddr>,
+}
+
+#[derive(Debug)]
+enum Kind {
     Plain(Plain),
     Tls(Arc<ClientConfig>, ServerName<'static>),
 }
 
 impl Connector {
     /// For connections to a host of that name.
-    pub(crate) fn new(protection: &Protection, host: &str) -> Result<Self, ConnectError> {
-        Ok(match protection {
-            Protection::Plain(plain) => Connector::Plain(*plain),
+    pub(crate) fn new(
+        protection: &Protection,
+        host: &str,
+        from: Option<IpAddr>,
+    ) -> Result<Self, ConnectError> {
+        let kind = match protection {
+            Protection::Plain(plain) => Kind::Plain(*plain),
             Protection::Tls(folder) => {
                 let name = ServerName::try_from(host.to_owned())
                     .map_err(|_| ConnectError::Name(host.to_owned()))?;
-                Connector::Tls(credentials::client(folder.as_deref())?, name)
+                Kind::Tls(credentials::client(folder.as_deref())?, name)
             }
-        })
+        };
+        Ok(Connector { kind, from })
     }
 
     /// Connects to HOST:PORT, trying all that it resolves to; a signal ends the wait.
@@ -117,21 +131,24 @@ impl Connector {
         limit: Duration,
         mut signals: Option<&mut Signals>,
     ) -> Result<Link, ConnectError> {
-        if let Connector::Plain(plain) = self {
+        if let Kind::Plain(plain) = &self.kind {
             plain.check(address.ip())?;
         }
         let begun = Instant::now();
         let until = begun + limit;
-        let stream = tcp(address, until, signals.as_deref_mut());
-        let stream = stream.map_err(|error| ConnectError::Connect { address, error })?;
+        let stream = tcp(self.from, address, until, signals.as_deref_mut());
+        let stream = stream.map_err(|error| match self.from {
+            Some(from) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                ConnectError::From { from, error }
+            }
+            _ => ConnectError::Connect { address, error },
+        })?;
         let stream = stream.ok_or(ConnectError::Cancelled)?;
         let round_trip = begun.elapsed();
         let encrypted = || -> io::Result<Option<Link>> {
-            let tls = match self {
-                Connector::Plain(_) => None,
-                Connector::Tls(config, name) => {
-                    Some(Session::client(Arc::clone(config), name.clone())?)
-                }
+            let tls = match &self.kind {
+                Kind::Plain(_) => None,
+                Kind::Tls(config, name) => Some(Session::client(Arc::clone(config), name.clone())?),
             };
             let mut link = Link::new(stream, address, tls, Some(round_trip))?;
             while !link.shake_hands()? {
@@ -153,6 +170,7 @@ impl Connector {
 
 /// Nothing if a signal came first.
 fn tcp(
+    from: Option<IpAddr>,
     address: SocketAddr,
     until: Instant,
     signals: Option<&mut Signals>,
@@ -162,6 +180,9 @@ fn tcp(
         Type::STREAM.nonblocking().cloexec(),
         Some(Protocol::TCP),
     )?;
+    if let Some(from) = from {
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+    }
     let in_progress = rustix::io::Errno::INPROGRESS.raw_os_error();
     match socket.connect(&address.into()) {
         Ok(()) => {}

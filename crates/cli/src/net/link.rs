@@ -3,7 +3,7 @@
 //! Everything above it knows only [`Link::receive`], [`Link::send`] and what to wait for.
 
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -54,6 +54,11 @@ impl Link {
 
     pub(crate) fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// The address of this host that it goes out from.
+    pub(super) fn from(&self) -> Option<IpAddr> {
+        Some(self.stream.local_addr().ok()?.ip())
     }
 
     pub(crate) fn round_trip(&self) -> Option<Duration> {

@@ -3,12 +3,14 @@
 mod cut;
 mod newcomer;
 mod session;
+mod told;
 
 use hypervisor::{Vm, VmFacts, check_destination};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::QMP_CONNECT_LIMIT;
 use crate::args::ReceiveArgs;
+use crate::control::{Control, Role};
 use crate::exit::Exit;
 use crate::net::{Door, Link, Protection};
 use crate::poll::wait;
@@ -23,6 +25,7 @@ pub(crate) struct Receiver<'a> {
     report: Box<dyn Report>,
     signals: Signals,
     door: Door,
+    control: Control,
     vm: Vm,
     facts: VmFacts,
 }
@@ -34,6 +37,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> Exit {
     match prepared {
         Ok((signals, door, vm, facts)) => Receiver {
             args,
+            control: Control::open_or_tell(Role::Receive, report.as_mut()),
             report,
             signals,
             door,
@@ -114,10 +118,16 @@ impl Receiver<'_> {
                 PollFd::from_borrowed_fd(self.vm.fd(), PollFlags::IN),
             ];
             fds.extend(self.door.fds(true));
+            let door_ends = fds.len();
+            fds.extend(self.control.fds());
             wait(&mut fds, self.door.deadline()).map_err(|e| failed(&e))?;
             let signalled = !fds[0].revents().is_empty();
             let spoken = !fds[1].revents().is_empty();
+            let asked = fds[door_ends..].iter().any(|fd| !fd.revents().is_empty());
             drop(fds);
+            if asked {
+                self.hear_while_idle();
+            }
             if signalled && self.signals.take() {
                 return Err(Failure::Cancelled("cancelled by a signal".into()));
             }

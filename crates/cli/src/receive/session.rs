@@ -64,11 +64,11 @@ pub(super) struct Session<'r, 'a> {
     pub(super) newcomer: Option<Newcomer>,
     /// What a source has to show that comes back.
     pub(super) ticket: Option<[u8; 32]>,
-    to_peer: Output,
-    to_qemu: Output,
+    pub(super) to_peer: Output,
+    pub(super) to_qemu: Output,
     qemu: Option<Qemu>,
     saved: Option<Saved>,
-    session: Option<[u8; 16]>,
+    pub(super) session: Option<[u8; 16]>,
     committed: Option<Duration>,
     resumed: Option<Duration>,
     linger_until: Option<Instant>,
@@ -174,7 +174,8 @@ impl<'r, 'a> Session<'r, 'a> {
     fn on_loss(&mut self, why: &str) {
         let text = if self.engine.phase() == DestinationPhase::Ready {
             format!(
-                "{why}, and it is not known whether the source has committed: the VM waits here, not running, until the source or its guardian says so; Ctrl-C gives it up"
+                "{why}, and it is not known whether the source has committed: the VM waits here, not running, until the source or its guardian says so, or you do: `unmoor resolve {}`",
+                self.session.map(session_name).unwrap_or_default()
             )
         } else {
             self.linger_until = Some(Instant::now() + LINGER);
@@ -405,6 +406,8 @@ impl<'r, 'a> Session<'r, 'a> {
         ];
         fds.extend(receiver.door.fds(is_open));
         let door_ends = fds.len();
+        fds.extend(receiver.control.fds());
+        let control_ends = fds.len();
         let mut link_flags = PollFlags::empty();
         if self.to_qemu.len() < WAITING_MAX {
             link_flags |= PollFlags::IN;
@@ -448,6 +451,12 @@ impl<'r, 'a> Session<'r, 'a> {
         // QEMU first: its reason for closing the stream is worth more than the peer's silence.
         if qemu_at.is_some_and(|at| ready[at].intersects(readable)) {
             self.read_qemu()?;
+        }
+        if ready[door_ends..control_ends]
+            .iter()
+            .any(|flags| !flags.is_empty())
+        {
+            self.hear()?;
         }
         let knocks = ready[2..door_ends].iter().any(|flags| !flags.is_empty());
         if knocks || knocked.is_some_and(|at| at <= Instant::now()) {

@@ -4,6 +4,8 @@ mod file;
 mod html;
 mod human;
 mod json;
+mod kept;
+mod metrics;
 mod record;
 mod recorder;
 mod samples;
@@ -18,6 +20,8 @@ use serde::Serialize;
 
 pub(crate) use human::Human;
 pub(crate) use json::Json;
+pub(crate) use kept::{folder as records_folder, names as records};
+pub(crate) use metrics::Metrics;
 pub(crate) use record::{Forecast, ForecastPause, Wanted};
 pub(crate) use recorder::Recorder;
 pub(crate) use units::{bytes, count, duration_ms, rate};

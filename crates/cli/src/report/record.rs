@@ -61,8 +61,8 @@ pub(crate) struct Wanted {
     pub on_stall: String,
     pub downtime_limit_ms: f64,
     pub max_pause_ms: f64,
-    /// Bytes a second.
-    pub bandwidth: Option<u64>,
+    /// As it was given: bytes a second, or a share of the network card's rate.
+    pub bandwidth: Option<String>,
 }
 
 /// How it ended.

@@ -1,41 +1,47 @@
-//! Keeps what happens, for the report that is written at the end.
+//! Keeps what happens, for the record and the report that are written at the end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use super::file::Files;
 use super::human::names;
 use super::record::{Mark, MarkKind, Outcome, Pause, Record, Spared, Wanted, processes};
 use super::samples::Samples;
-use super::{Detail, Event, Named, Paused, Report, Summary, bytes, duration_ms, html};
+use super::{Detail, Event, Named, Paused, Report, Summary, bytes, duration_ms, html, kept};
 use crate::exit::Exit;
 
 /// Marks that are kept: a migration that never converges tells the same again and again.
 const MARKS_MAX: usize = 1000;
 
-/// Passes everything on, and writes the report when it has ended.
+/// Passes everything on, and writes what it has kept when the migration has ended.
 pub(crate) struct Recorder {
     inner: Box<dyn Report>,
-    files: Files,
+    /// The report that the user wants.
+    files: Option<Files>,
+    /// Where records of all migrations are kept.
+    folder: Option<PathBuf>,
     started: Instant,
     record: Record,
     samples: Samples,
 }
 
 impl Recorder {
-    /// Opens the report's files. If that fails the reason is told, and `inner` given back.
+    /// Opens the report's files, if there is to be one. If that fails the reason is told, and
+    /// `inner` given back.
     pub(crate) fn begin(
-        path: &Path,
+        path: Option<&Path>,
+        folder: Option<PathBuf>,
         wanted: Wanted,
         inner: Box<dyn Report>,
     ) -> Result<Self, (String, Box<dyn Report>)> {
-        let files = match Files::open(path) {
+        let files = match path.map(Files::open).transpose() {
             Ok(files) => files,
             Err(why) => return Err((why, inner)),
         };
         Ok(Recorder {
             inner,
             files,
+            folder,
             started: Instant::now(),
             record: Record {
                 version: 1,
@@ -201,16 +207,45 @@ impl Recorder {
         self.record.outcome = Some(Outcome::Moved(Box::new(summary.clone())));
     }
 
-    /// Writes the report: after everything, so that whatever becomes of it changes nothing.
+    /// Writes record and report: after everything, so that whatever becomes of them changes nothing.
     fn write(&mut self) {
         self.record.ended_at_ms = self.now();
         self.record.samples = self.samples.take();
+        match serde_json::to_vec_pretty(&self.record) {
+            Ok(data) => {
+                self.keep_record(&data);
+                self.write_report(&data);
+            }
+            Err(error) => self.inner.tell(&Event::Note {
+                text: format!("there is no record of this migration: {error}"),
+            }),
+        }
+    }
+
+    fn keep_record(&mut self, data: &[u8]) {
+        let Some(folder) = &self.folder else {
+            return;
+        };
+        let session = self.record.session.as_deref().unwrap_or("none");
+        let session = session.get(..8).unwrap_or(session);
+        let name = format!("{}-{session}", self.record.began.replace(':', ""));
+        if let Err(error) = kept::keep(folder, &name, data) {
+            let folder = folder.display();
+            self.inner.tell(&Event::Note {
+                text: format!(
+                    "the record of this migration could not be kept in {folder}: {error}"
+                ),
+            });
+        }
+    }
+
+    fn write_report(&mut self, data: &[u8]) {
+        let Some(files) = &self.files else {
+            return;
+        };
         let page = html::page(&self.record);
-        let data = serde_json::to_vec_pretty(&self.record);
-        let written = data
-            .map_err(std::io::Error::other)
-            .and_then(|data| self.files.write(&page, &data));
-        let (html, json) = (&self.files.html, &self.files.json);
+        let written = files.write(&page, data);
+        let (html, json) = (&files.html, &files.json);
         self.inner.tell(&match written {
             Ok(()) => Event::ReportWritten {
                 html: html.display().to_string(),
@@ -302,9 +337,11 @@ mod tests {
         let passed = Rc::default();
         let inner = Box::new(Inner(Rc::clone(&passed)));
         let path = folder.path().join("a.html");
-        let mut recorder = Recorder::begin(&path, Wanted::default(), inner)
-            .map_err(|(why, _)| why)
-            .unwrap();
+        let kept = folder.path().join("kept");
+        let mut recorder =
+            Recorder::begin(Some(&path), Some(kept.clone()), Wanted::default(), inner)
+                .map_err(|(why, _)| why)
+                .unwrap();
         recorder.detail(&Detail::Forecast(Forecast {
             total_ms: 1000.0,
             wire_bytes: 1,
@@ -316,6 +353,8 @@ mod tests {
         }
         let data = std::fs::read(folder.path().join("a.json")).unwrap();
         let page = std::fs::read_to_string(&path).unwrap();
+        let record = kept::names(&kept).unwrap();
+        assert_eq!(std::fs::read(&record[0]).unwrap(), data);
         assert!(page.ends_with("</html>\n"), "{page}");
         (passed.take(), serde_json::from_slice(&data).unwrap())
     }

@@ -69,7 +69,7 @@ impl Session<'_> {
     fn link_rate(&self) -> Option<u64> {
         let measured = self.steering.link_rate.rate();
         let late = self.times.migrate?.elapsed() >= MEASURED_BY;
-        let given = late.then(|| self.args.bandwidth.unwrap_or(ASSUMED_LINK));
+        let given = late.then(|| self.bandwidth.unwrap_or(ASSUMED_LINK));
         measured.or(given)
     }
 

@@ -4,12 +4,13 @@ mod cut;
 mod foresee;
 mod hook;
 mod meter;
-mod outlet;
 mod outcome;
+mod outlet;
 mod sample;
 mod session;
 mod settle;
 mod steer;
+mod told;
 
 use std::fmt;
 
@@ -20,7 +21,7 @@ use migrate::{KeepBack, MappedRam, Source};
 use crate::args::SendArgs;
 use crate::exit::Exit;
 use crate::net::{ConnectError, Connector, Protection, host_of};
-use crate::report::{Detail, Event, Recorder, Report, Wanted, reporter};
+use crate::report::{Detail, Event, Metrics, Recorder, Report, Wanted, records_folder, reporter};
 use crate::signals::Signals;
 use crate::{QMP_CONNECT_LIMIT, random};
 use session::Session;
@@ -76,10 +77,15 @@ impl From<ConnectError> for Failure {
 /// Runs the command.
 pub(crate) fn run(args: &SendArgs) -> Exit {
     let mut report = reporter(args.output.json, args.output.quiet);
-    if let Some(path) = &args.report {
-        // Before anything else: a report that cannot be written must not come up afterwards.
-        report = match Recorder::begin(path, wanted(args), report) {
-            Ok(recorder) => Box::new(recorder),
+    let records = records_folder().filter(|_| !args.no_record);
+    // Before anything else: a report that cannot be written must not come up afterwards.
+    report = match Recorder::begin(args.report.as_deref(), records, wanted(args), report) {
+        Ok(recorder) => Box::new(recorder),
+        Err((why, mut report)) => return untouched(report.as_mut(), &Failure::Refused(why)),
+    };
+    if let Some(address) = args.metrics {
+        report = match Metrics::begin(address, report) {
+            Ok(metrics) => Box::new(metrics),
             Err((why, mut report)) => return untouched(report.as_mut(), &Failure::Refused(why)),
         };
     }
@@ -110,7 +116,7 @@ fn wanted(args: &SendArgs) -> Wanted {
         on_stall: word(args.on_stall.to_possible_value()),
         downtime_limit_ms: args.downtime_limit.as_secs_f64() * 1000.0,
         max_pause_ms: args.max_pause.as_secs_f64() * 1000.0,
-        bandwidth: args.bandwidth,
+        bandwidth: args.bandwidth.map(|limit| limit.to_string()),
     }
 }
 
@@ -120,7 +126,7 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
     let mut signals = Signals::install().map_err(|error| failed(&error))?;
     let protection = Protection::from_args(&args.net);
     let host = args.tls_hostname.as_deref().unwrap_or(host_of(&args.to));
-    let connector = Connector::new(&protection, host)?;
+    let connector = Connector::new(&protection, host, args.bind)?;
     let mut vm = Vm::connect(&args.qmp, QMP_CONNECT_LIMIT).map_err(|error| failed(&error))?;
     let findings = check_source(&mut vm).map_err(|error| failed(&error))?;
     tell_findings(&findings, report)?;
@@ -146,9 +152,13 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
         limit: args.hold_limit.unwrap_or(facts.memory_bytes / 2),
         ram,
     });
-    Ok(Session::new(
+    let mut session = Session::new(
         args, connector, report, signals, vm, facts, link, session, engine, steering,
-    ))
+    );
+    if let Some(limit) = args.bandwidth {
+        session.limit_to(Some(limit)).map_err(Failure::Refused)?;
+    }
+    Ok(session)
 }
 
 /// Where the page frames that the agent speaks of are in QEMU's RAM blocks.

@@ -7,6 +7,7 @@ use wire::{AbortCode, Started};
 
 use super::Failure;
 use super::session::{LAST_WORDS_LIMIT, Session};
+use crate::control::keep_in_doubt;
 use crate::exit::Exit;
 use crate::report::{Compressed, Event, Paused, Summary, peak_memory, session_name};
 
@@ -160,6 +161,13 @@ impl Session<'_> {
     }
 
     pub(super) fn in_doubt(mut self, why: &str) -> Exit {
+        if let Some(watch) = &self.watch
+            && let Err(error) = keep_in_doubt(watch)
+        {
+            self.report.tell(&Event::Note {
+                text: format!("what is in doubt could not be kept for `unmoor resolve`: {error}"),
+            });
+        }
         self.restore_settings();
         if let Some(guardian) = self.guardian.take() {
             guardian.done();
@@ -169,9 +177,9 @@ impl Session<'_> {
             exit: Exit::InDoubt as u8,
             error: why.to_owned(),
             vm: format!(
-                "the VM is paused here and stays so, since it may run at {}: look there first; only if it does not and never will, resume it here with `cont` on {}",
+                "the VM is paused here and stays so, since it may run at {}: look there, then settle it with `unmoor resolve {}`",
                 self.channel.peer(),
-                self.args.qmp.display()
+                session_name(self.session)
             ),
         });
         Exit::InDoubt

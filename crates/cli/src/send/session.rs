@@ -21,6 +21,7 @@ use super::steer::Steering;
 use super::{Failure, tell_findings};
 use crate::args::{CompressArg, SendArgs, StallArg};
 use crate::buffer::{Filled, Input};
+use crate::control::{Control, Role};
 use crate::exit::Exit;
 use crate::guardian::{Guardian, Watch};
 use crate::net::{Channel, Connector, Link, Protection, host_of};
@@ -72,6 +73,8 @@ pub(crate) struct Session<'a> {
     decoder: wire::Decoder,
     pub(super) qemu: Option<QemuStream>,
     pub(super) guardian: Option<Guardian>,
+    /// What it watches.
+    pub(super) watch: Option<Watch>,
     pub(super) saved: Option<Saved>,
     /// Whether the VM ran when the migration began.
     pub(super) was_running: bool,
@@ -79,7 +82,10 @@ pub(crate) struct Session<'a> {
     pub(super) hook: Option<Hook>,
     pub(super) hook_time: Option<Duration>,
     pub(super) alive: KeepAlive,
-    pace: Option<Pace>,
+    pub(super) pace: Option<Pace>,
+    /// The limit in force, in bytes a second.
+    pub(super) bandwidth: Option<u64>,
+    pub(super) control: Control,
     pub(super) times: Times,
     pub(super) meters: Meters,
     pub(super) query: Query,
@@ -110,7 +116,7 @@ pub(super) struct Times {
 /// Counters and rates.
 pub(super) struct Meters {
     pub(super) wire_bytes: u64,
-    wire: Meter,
+    pub(super) wire: Meter,
     memory: Meter,
     pub(super) passes: u64,
 }
@@ -143,6 +149,7 @@ impl<'a> Session<'a> {
         steering: Steering,
     ) -> Self {
         let now = Instant::now();
+        let control = Control::open_or_tell(Role::Send, report);
         Session {
             args,
             connector,
@@ -161,13 +168,16 @@ impl<'a> Session<'a> {
             decoder: wire::Decoder::new(),
             qemu: None,
             guardian: None,
+            watch: None,
             saved: None,
             was_running: false,
             destination_qemu: String::new(),
             hook: None,
             hook_time: None,
             alive: KeepAlive::new(args.net.peer_timeout, now),
-            pace: args.bandwidth.map(|rate| Pace::new(rate, now)),
+            pace: None,
+            bandwidth: None,
+            control,
             times: Times {
                 begun: now,
                 migrate: None,
@@ -289,16 +299,19 @@ impl<'a> Session<'a> {
         let mut guardian = Guardian::start().map_err(|error| {
             Failure::Failed(format!("cannot start the guardian process: {error}"))
         })?;
+        let watch = Watch {
+            session: self.session,
+            qmp: std::path::absolute(&self.args.qmp).unwrap_or(self.args.qmp.clone()),
+            peer: self.channel.peer(),
+            protection: Protection::from_args(&self.args.net),
+            host: host.to_owned(),
+            from: self.args.bind,
+            was_running: self.was_running,
+            saved: plan.clone(),
+        };
+        self.watch = Some(watch.clone());
         guardian
-            .guard(Watch {
-                session: self.session,
-                qmp: std::path::absolute(&self.args.qmp).unwrap_or(self.args.qmp.clone()),
-                peer: self.channel.peer(),
-                protection: Protection::from_args(&self.args.net),
-                host: host.to_owned(),
-                was_running: self.was_running,
-                saved: plan.clone(),
-            })
+            .guard(watch)
             .map_err(|error| Failure::Failed(format!("the guardian does not answer: {error}")))?;
         self.guardian = Some(guardian);
         self.saved = Some(plan.clone());
@@ -508,8 +521,15 @@ impl<'a> Session<'a> {
             fds.push(PollFd::from_borrowed_fd(line.fd(), flags));
             fds.len() - 1
         });
+        let control_from = fds.len();
+        fds.extend(self.control.fds());
+        let control_to = fds.len();
         // Whatever is done by then is passed on with the next turn.
-        fds.extend(self.output.fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        fds.extend(
+            self.output
+                .fd()
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+        );
         wait(&mut fds, Some(deadline)).map_err(|e| failed(&e))?;
         let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
         drop(fds);
@@ -533,6 +553,9 @@ impl<'a> Session<'a> {
         }
         if hook_at.is_some_and(is_ready) {
             self.read_hook()?;
+        }
+        if (control_from..control_to).any(is_ready) {
+            self.hear();
         }
         Ok(())
     }

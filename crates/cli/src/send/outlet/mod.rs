@@ -24,8 +24,8 @@ use super::meter::LinkRate;
 use crate::args::CompressArg;
 use crate::buffer::Output;
 use crate::net::Channel;
-pub(crate) use packing::Tally;
 use packing::Packing;
+pub(crate) use packing::Tally;
 use shares::Shares;
 
 /// The way from the engine to the link.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use pack::{Chooser, Method, looks_compressible};
+use pack::{Chooser, Method, Scout};
 use wire::{BATCH_BYTES, OwnFrame};
 
 use super::shares::Shares;
@@ -21,6 +21,7 @@ const BATCH_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Packing {
     chooser: Chooser,
+    scout: Scout,
     workers: Workers,
     threads: usize,
     line: VecDeque<Piece>,
@@ -55,6 +56,7 @@ impl Packing {
     pub(super) fn start(chooser: Chooser, threads: usize) -> io::Result<Self> {
         Ok(Packing {
             chooser,
+            scout: Scout::default(),
             workers: Workers::start(threads)?,
             threads,
             line: VecDeque::new(),
@@ -86,15 +88,16 @@ impl Packing {
     pub(super) fn take(&mut self, frame: OwnFrame<'_>, link: Option<u64>) {
         let plain = frame.bytes.len();
         self.waiting += plain;
-        let method = match frame.pages {
+        let job = match frame.pages {
             Some(pages) if plain >= SMALLEST => {
                 self.method = self.chooser.choose(link);
-                self.method.filter(|_| looks_compressible(pages))
+                let method = self.method;
+                method.and_then(|method| Some((method, self.scout.look(pages)?)))
             }
             _ => None,
         };
         self.tally.method = self.method;
-        if let Some(method) = method {
+        if let Some((method, why)) = job {
             let number = self.first + self.line.len() as u64;
             self.line.push_back(Piece {
                 plain,
@@ -103,6 +106,7 @@ impl Packing {
             return self.workers.give(Job {
                 number,
                 method,
+                why,
                 frame: frame.bytes.to_vec(),
             });
         }
@@ -172,11 +176,15 @@ impl Packing {
         let Done {
             number,
             method,
+            why,
             plain,
             frame,
             took,
         } = done;
-        self.chooser.learnt(method, plain, frame.len(), took);
+        self.scout.tried(why, plain, frame.len());
+        if frame.len() < plain {
+            self.chooser.learnt(method, plain, frame.len(), took);
+        }
         self.tally.before += plain as u64;
         self.tally.after += frame.len() as u64;
         let at = usize::try_from(number - self.first).unwrap_or(usize::MAX);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pack::{Compressor, Method};
+use pack::{Compressor, Method, Try};
 use rustix::event::{EventfdFlags, eventfd};
 use wire::FRAME_HEADER;
 
@@ -20,6 +20,8 @@ const NICE: i32 = 5;
 pub(super) struct Job {
     pub(super) number: u64,
     pub(super) method: Method,
+    /// Why it is tried.
+    pub(super) why: Try,
     /// A whole pages frame.
     pub(super) frame: Vec<u8>,
 }
@@ -29,6 +31,7 @@ pub(super) struct Job {
 pub(super) struct Done {
     pub(super) number: u64,
     pub(super) method: Method,
+    pub(super) why: Try,
     /// Bytes of the plain frame.
     pub(super) plain: usize,
     /// A whole frame.
@@ -92,6 +95,7 @@ fn work(to_do: &Mutex<Receiver<Job>>, tell: &Sender<Done>, bell: &OwnedFd) {
         let Ok(Job {
             number,
             method,
+            why,
             frame,
         }) = next
         else {
@@ -103,6 +107,7 @@ fn work(to_do: &Mutex<Receiver<Job>>, tell: &Sender<Done>, bell: &OwnedFd) {
         let done = Done {
             number,
             method,
+            why,
             plain: frame.len(),
             frame: if smaller { packed } else { frame },
             took: begun.elapsed(),

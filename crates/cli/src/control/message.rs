@@ -1,0 +1,76 @@
+//! What is asked, and what is answered.
+
+use serde::{Deserialize, Serialize};
+
+use crate::bandwidth::Bandwidth;
+
+/// The longest line.
+pub(super) const LINE_MAX: usize = 16 << 10;
+
+/// What somebody wants.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+pub(crate) enum Request {
+    /// To know how it stands.
+    Status,
+    /// To change what may be sent.
+    Tune {
+        /// Most that may be sent while the VM runs; nothing for no limit.
+        bandwidth: Option<Bandwidth>,
+    },
+    /// To decide for a destination that was cut off: to run the VM, or to give it up.
+    Resolve { run: bool },
+}
+
+/// What comes back.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub(crate) enum Answer {
+    Status(Box<Status>),
+    /// It is done.
+    Done,
+    Refused {
+        why: String,
+    },
+}
+
+/// Which half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Role {
+    Send,
+    Receive,
+}
+
+impl Role {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Role::Send => "send",
+            Role::Receive => "receive",
+        }
+    }
+}
+
+/// How a half stands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) role: Role,
+    pub(crate) pid: u32,
+    /// QEMU's monitor.
+    pub(crate) qmp: String,
+    /// Absent while nobody has connected.
+    pub(crate) session: Option<String>,
+    pub(crate) peer: Option<String>,
+    /// The connection in use.
+    pub(crate) path: Option<String>,
+    pub(crate) phase: String,
+    /// The connection was lost when the source may have committed: it waits to be told.
+    pub(crate) in_doubt: bool,
+    pub(crate) wire_bytes: Option<u64>,
+    /// On the link, smoothed.
+    pub(crate) rate: Option<u64>,
+    /// What the link carries, once that has been measured.
+    pub(crate) link_bytes_per_s: Option<u64>,
+    /// The limit in force.
+    pub(crate) bandwidth_bytes_per_s: Option<u64>,
+}
