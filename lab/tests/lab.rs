@@ -170,6 +170,7 @@ fn a_guest_starts_from_its_saved_state_and_qemu_gives_up_or_moves_it() -> Result
         mode: stock::Mode::PreCopy,
         downtime_limit: Duration::from_millis(300),
         cap: Duration::from_secs(6),
+        tls: None,
     };
     let mut destination = Vm::start(&lab, Host::B, &recipe.options.as_destination())?;
     let report = stock::run(&lab, &mut source, &mut destination, &plan)?;

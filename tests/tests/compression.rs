@@ -35,7 +35,11 @@ fn every_method_brings_every_byte() -> Result<()> {
         let summary = moves("text", &["--compress", how, "--compress-threads", "2"])?;
         let (before, after) = sizes(&summary)?;
         // LZ4 finds repetitions alone.
-        let most = if how == "lz4" { before / 4 * 3 } else { before / 2 };
+        let most = if how == "lz4" {
+            before / 4 * 3
+        } else {
+            before / 2
+        };
         assert!(after < most, "{how}: {before} to {after}");
         let wire = summary["wire_bytes"].as_u64().context("no bytes")?;
         assert!(wire < most + (16 << 20), "{how}: {wire} on the wire");

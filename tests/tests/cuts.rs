@@ -21,6 +21,10 @@ struct OnTheWay {
 }
 
 fn set_out(reconnect: &str) -> Result<OnTheWay> {
+    set_out_over("1", reconnect)
+}
+
+fn set_out_over(connections: &str, reconnect: &str) -> Result<OnTheWay> {
     let options = VmOptions::default();
     let mut waiting = options.as_destination();
     waiting.paused = true;
@@ -31,7 +35,14 @@ fn set_out(reconnect: &str) -> Result<OnTheWay> {
     let hold = format!("read go < {}", gate.display());
     let limits = ["--peer-timeout", "3s", "--reconnect", reconnect];
     let receiver = pair.receive(&[&limits[..], &["--once"]].concat())?;
-    let slow = ["--bandwidth", "200Mbit", "--before-commit", &hold];
+    let slow = [
+        "--bandwidth",
+        "200Mbit",
+        "--before-commit",
+        &hold,
+        "--connections",
+        connections,
+    ];
     let sender = pair.send(&[&limits[..], &slow].concat())?;
     Ok(OnTheWay {
         pair,
@@ -49,10 +60,33 @@ impl OnTheWay {
         Ok(())
     }
 
+    /// Ports at host A of the connections between the halves.
+    fn ports(&self) -> Result<Vec<u16>> {
+        let filter = format!("dport = :{PORT}");
+        let output = self
+            .pair
+            .lab
+            .command(Host::A, "ss")
+            .args(["--no-header", "--numeric", "--tcp", &filter])
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let local = |line: &str| {
+            let address = line.split_ascii_whitespace().nth(3)?;
+            address.rsplit_once(':')?.1.parse().ok()
+        };
+        Ok(text.lines().filter_map(local).collect())
+    }
+
     /// Resets every connection between the halves, on both hosts.
     fn kill_connections(&self) -> Result<()> {
-        for (host, end) in [(Host::A, "dport"), (Host::B, "sport")] {
-            let filter = format!("{end} = :{PORT}");
+        self.kill("")
+    }
+
+    /// Resets those connections of which this is true at host A, on both hosts.
+    fn kill(&self, more: &str) -> Result<()> {
+        let there = more.replace("sport", "dport");
+        for (host, end, more) in [(Host::A, "dport", more), (Host::B, "sport", &there)] {
+            let filter = format!("{end} = :{PORT} {more}");
             let status = self
                 .pair
                 .lab
@@ -117,6 +151,30 @@ fn killed_connections_come_back() -> Result<()> {
     let summary = way.arrive()?;
     results::record(
         "killed_connections",
+        &json!({"resumed": resumed, "summary": summary}),
+    )
+}
+
+/// A session over several connections: each of them is killed, then all.
+#[test]
+fn connections_of_several_are_killed_one_by_one() -> Result<()> {
+    let way = set_out_over("3", "20s")?;
+    way.await_bytes(4_000_000)?;
+    for lost in 0..3 {
+        let ports = way.ports()?;
+        ensure!(ports.len() == 3, "{ports:?}");
+        way.kill(&format!("and sport = :{}", ports[lost]))?;
+        way.await_resumed(lost + 1)?;
+    }
+    way.sender.await_event("ready", MIGRATION_LIMIT)?;
+    way.kill_connections()?;
+    let resumed = way.await_resumed(4)?;
+    ensure!(way.ports()?.len() == 3, "not as many as before");
+    let path = resumed[3]["path"].as_str().unwrap_or_default();
+    assert!(path.ends_with("over 3 connections"), "{path}");
+    let summary = way.arrive()?;
+    results::record(
+        "connections_killed_one_by_one",
         &json!({"resumed": resumed, "summary": summary}),
     )
 }

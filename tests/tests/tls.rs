@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lab::relay::{PORT, Unmoor};
-use lab::{HOST_A, HOST_B, Host, Lab, LabOptions, Vm, VmOptions, results};
+use lab::{HOST_A, HOST_B, Host, Lab, LabOptions, Vm, VmOptions, ram, results};
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use unmoor_tests::authority::Authority;
 use unmoor_tests::{MIGRATION_LIMIT, Pair, SHORT, start_writer, verify_writer};
@@ -32,6 +32,37 @@ fn issue_expired(authority: &Authority, host: &str) -> Result<String> {
     fs::write(folder.join("client-cert.pem"), signed.pem())?;
     fs::write(folder.join("client-key.pem"), pair.serialize_pem())?;
     Ok(folder.display().to_string())
+}
+
+/// As fast as it goes, with chunks of the stream on four encrypted connections.
+#[test]
+fn a_vm_moves_over_several_encrypted_connections() -> Result<()> {
+    let authority = Authority::new()?;
+    let (a, b) = (authority.issue(HOST_A)?, authority.issue(HOST_B)?);
+    let options = VmOptions {
+        network: false,
+        ..VmOptions::default()
+    };
+    let mut waiting = options.as_destination();
+    waiting.paused = true;
+    let mut pair = Pair::with(&options, &waiting, None)?;
+    start_writer(&mut pair.source, 128, 30, "text")?;
+    let mut receiver = pair.receive(&["--once", "--tls-dir", &b])?;
+    let mut sender = pair.send(&["--tls-dir", &a, "--connections", "4"])?;
+    let summary = sender.summary(MIGRATION_LIMIT)?;
+    assert_eq!(receiver.exit(SHORT)?, 0, "{:?}", receiver.events());
+    for half in [&sender, &receiver] {
+        let told = |event: &Value| {
+            let text = event["text"].as_str();
+            text.is_some_and(|text| text.ends_with("over 4 connections"))
+        };
+        half.await_matching("note", told, Duration::ZERO)?;
+    }
+    let diff = ram::compare(&mut pair.source, &mut pair.destination)?;
+    assert!(diff.differing.is_empty(), "{diff:x?}");
+    pair.destination.qmp("cont", &json!({}))?;
+    verify_writer(&mut pair.destination)?;
+    results::record("several_encrypted", &summary)
 }
 
 #[test]

@@ -93,6 +93,11 @@ pub struct SendArgs {
     #[arg(long, value_name = "ADDRESS")]
     pub bind: Option<IpAddr>,
 
+    /// Connections to use, 1 to 16: more than one where the network gives each its own share, such
+    /// as bonded links, or loses packets on a long way.
+    #[arg(long, value_name = "COUNT", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub connections: u8,
+
     /// How memory is compressed on its way: auto (as it pays, measured), none, lz4, zstd or
     /// zstd:LEVEL, with levels from 1 to 19.
     #[arg(long, value_name = "HOW", default_value = "auto")]

@@ -48,6 +48,19 @@ impl Input {
         self.end = self.bytes.len();
     }
 
+    /// Appends what `more` appends.
+    pub(crate) fn grow(
+        &mut self,
+        more: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.bytes.truncate(self.end);
+        self.bytes.drain(..self.start);
+        self.start = 0;
+        let result = more(&mut self.bytes);
+        self.end = self.bytes.len();
+        result
+    }
+
     /// Reads once.
     pub(crate) fn fill(&mut self, from: &mut impl Read) -> io::Result<Filled> {
         self.bytes.copy_within(self.start..self.end, 0);
@@ -96,6 +109,23 @@ impl Output {
         self.start = 0;
     }
 
+    /// What is next.
+    pub(crate) fn front(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    /// So much of it has gone.
+    pub(crate) fn consume(&mut self, count: usize) {
+        debug_assert!(count <= self.len());
+        self.start += count;
+        if self.is_empty() {
+            self.clear();
+        } else if self.start >= COMPACT_AT {
+            self.bytes.drain(..self.start);
+            self.start = 0;
+        }
+    }
+
     /// Writes at most `limit` bytes and tells how many went out; 0 if the socket is full.
     pub(crate) fn drain(&mut self, to: &mut impl Write, limit: usize) -> io::Result<usize> {
         let mut written = 0;
@@ -105,19 +135,13 @@ impl Output {
             match to.write(&self.bytes[self.start..upto]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => {
-                    self.start += count;
+                    self.consume(count);
                     written += count;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
-        }
-        if self.is_empty() {
-            self.clear();
-        } else if self.start >= COMPACT_AT {
-            self.bytes.drain(..self.start);
-            self.start = 0;
         }
         Ok(written)
     }

@@ -14,9 +14,15 @@ const LEAST_GAIN: f64 = 0.05;
 const NEWEST: f64 = 0.25;
 /// Batches between two tries of another way, at first; doubled with every try that changes nothing.
 const TRY_EVERY: u32 = 8;
-const TRY_EVERY_AT_MOST: u32 = 512;
-/// A way that promises to take so many times as long as the best is not tried.
+const TRY_EVERY_AT_MOST: u32 = 128;
+/// What is lost by tries is to be less than this share of all time.
+const LOST_BY_TRIES: f64 = 0.04;
+/// A way that would take so many times as long as the best even where nothing else wants the
+/// processor is not tried.
 const HOPELESS: f64 = 2.0;
+/// A measurement that is so many batches old says nothing any more: it depends on what else wants the
+/// processor.
+const STALE: u64 = 64;
 
 /// Chooses how batches are compressed.
 #[derive(Debug, Clone)]
@@ -29,6 +35,7 @@ pub struct Chooser {
     until_try: u32,
     try_every: u32,
     tries_slower: bool,
+    batches: u64,
 }
 
 /// What is known of one way.
@@ -39,7 +46,10 @@ struct Way {
     ratio: f64,
     /// Seconds of one thread for each plain byte.
     seconds: f64,
-    measured: bool,
+    /// What is usual.
+    usually: f64,
+    /// Batches that there had been when it was measured last.
+    measured: Option<u64>,
 }
 
 impl Way {
@@ -49,7 +59,8 @@ impl Way {
             method,
             ratio,
             seconds: 1.0 / bytes_per_second,
-            measured: false,
+            usually: 1.0 / bytes_per_second,
+            measured: None,
         }
     }
 }
@@ -82,12 +93,14 @@ impl Chooser {
             until_try: TRY_EVERY,
             try_every: TRY_EVERY,
             tries_slower: true,
+            batches: 0,
         }
     }
 
     /// How to compress the next batch, given what the link carries in bytes a second; `None` is to
     /// leave it as it is.
     pub fn choose(&mut self, link: Option<u64>) -> Option<Method> {
+        self.batches += 1;
         if self.fixed {
             return Some(self.ways[0].method);
         }
@@ -101,9 +114,16 @@ impl Chooser {
         if self.until_try > 0 {
             return best.map(|at| self.ways[at].method);
         }
-        self.until_try = self.try_every;
-        self.try_every = (self.try_every * 2).min(TRY_EVERY_AT_MOST);
         let other = self.another(best, time, link);
+        let cost = other.map_or(0.0, |at| self.time(&self.ways[at], link) / time);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it saturates"
+        )]
+        let affordable = (cost / LOST_BY_TRIES) as u32;
+        self.until_try = self.try_every.max(affordable);
+        self.try_every = (self.try_every * 2).min(TRY_EVERY_AT_MOST);
         other.or(best).map(|at| self.ways[at].method)
     }
 
@@ -114,10 +134,11 @@ impl Chooser {
         };
         #[expect(clippy::cast_precision_loss, reason = "a batch")]
         let (plain, packed) = (plain.max(1) as f64, packed as f64);
-        let weight = if way.measured { NEWEST } else { 1.0 };
+        let is_fresh = way.measured.is_some_and(|at| self.batches - at < STALE);
+        let weight = if is_fresh { NEWEST } else { 1.0 };
         way.ratio += weight * (packed / plain - way.ratio);
         way.seconds += weight * (took.as_secs_f64() / plain - way.seconds);
-        way.measured = true;
+        way.measured = Some(self.batches);
     }
 
     /// The best way, and the seconds that a byte takes.
@@ -145,7 +166,11 @@ impl Chooser {
             (Some(best), false) => best.checked_sub(1)?,
         };
         let way = self.ways.get(neighbour)?;
-        (self.time(way, link) < time * HOPELESS).then_some(neighbour)
+        let at_best = Way {
+            seconds: way.seconds.min(way.usually),
+            ..*way
+        };
+        (self.time(&at_best, link) < time * HOPELESS).then_some(neighbour)
     }
 }
 
@@ -256,6 +281,23 @@ mod tests {
         assert!(slow < machine.least(30e6) * 1.1);
         let fast = machine.run(&mut chooser, 3e9, 1000);
         assert!(fast < machine.least(3e9) * 1.1);
+    }
+
+    /// Somebody else has wanted the processor, and does not any more.
+    #[test]
+    fn a_way_that_was_slow_gets_another_chance() {
+        let mut machine = Machine::usual();
+        for way in &mut machine.ways {
+            way.2 /= 20.0;
+        }
+        let mut chooser = Chooser::new(1);
+        machine.run(&mut chooser, 119e6, 2000);
+        assert_eq!(chooser.best, None);
+        let machine = Machine::usual();
+        machine.run(&mut chooser, 119e6, 1000);
+        assert!(chooser.best.is_some());
+        let later = machine.run(&mut chooser, 119e6, 1000);
+        assert!(later < machine.least(119e6) * 1.1);
     }
 
     #[test]

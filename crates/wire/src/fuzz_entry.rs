@@ -1,6 +1,8 @@
 //! What the fuzz target and the property tests run: any bytes at all may come from a peer.
 
-use crate::{Decoder, FRAME_HEADER, Frame, MAX_PAYLOAD, WireError};
+use crate::{
+    Assembler, CHUNK_HEADER, CHUNK_MAX, Decoder, FRAME_HEADER, Frame, MAX_PAYLOAD, WireError,
+};
 
 /// Decodes `data` whole and in small pieces; both must agree, no frame may ask for more than the
 /// protocol's bound, and nothing may panic.
@@ -12,6 +14,19 @@ pub fn decode(data: &[u8]) {
             run(data, step),
             "chunks of {step} decode differently"
         );
+    }
+}
+
+/// Puts a stream together from chunks; no more may be kept or yielded than has come.
+pub fn assemble(data: &[u8]) {
+    let mut assembler = Assembler::new(0, 1 << 20);
+    let mut stream = Vec::new();
+    let mut at = 0;
+    while let Ok(Some(used)) = assembler.take(&data[at..], &mut stream) {
+        assert!((CHUNK_HEADER + 1..=CHUNK_HEADER + CHUNK_MAX).contains(&used));
+        at += used;
+        assert!(stream.len() <= at);
+        assert_eq!(assembler.position(), stream.len() as u64);
     }
 }
 

@@ -67,6 +67,11 @@ impl Ledger {
         }
     }
 
+    /// Where in the stream what goes out next belongs.
+    pub fn next_position(&self) -> u64 {
+        self.sent - (self.kept.len() - self.repeated) as u64
+    }
+
     /// So many of those went out.
     pub fn repeated(&mut self, count: usize) {
         self.repeated = (self.repeated + count).min(self.kept.len());
@@ -133,11 +138,12 @@ mod tests {
         assert_eq!(ledger.resume(5), Err(WireError::BadPosition));
         assert_eq!(ledger.resume(7), Ok(3));
         assert_eq!((ledger.to_repeat(), ledger.room()), (&b"789"[..], 0));
+        assert_eq!(ledger.next_position(), 7);
         ledger.repeated(2);
         ledger.acknowledged(8).unwrap();
         assert_eq!(ledger.to_repeat(), b"9");
         ledger.repeated(1);
-        assert_eq!(ledger.room(), 98);
+        assert_eq!((ledger.room(), ledger.next_position()), (98, 10));
     }
 
     proptest! {

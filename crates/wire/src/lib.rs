@@ -36,6 +36,17 @@
 //! in the middle of a frame if it must be. Preamble, `Resume` and `Resumed` do not count; everything
 //! else does, from the first preamble on.
 //!
+//! A session may use several connections. The source opens more of them with `Join` (session, ticket),
+//! answered by `Joined`, and then one with `ResumeOver`, which says how many there are: from then on
+//! its stream comes in chunks on all of them, in any order:
+//!
+//! ```text
+//! chunk  be64 position in the stream  be32 length  bytes
+//! ```
+//!
+//! and is put together again by [`Assembler`]; the destination's stream stays on the last one opened.
+//! If any connection of them is lost, all are, and it is resumed as above.
+//!
 //! Either side may send `Abort` until `Commit` has been sent; `KeepAlive` at any time. A source
 //! that lost the connection after its decision was recorded connects again and sends a `Verdict`
 //! in place of `Hello`.
@@ -52,6 +63,7 @@ mod ledger;
 mod message;
 mod packed;
 mod preamble;
+mod stripes;
 
 pub use batch::{BatchWriter, PageRun, PagesFrame, ZERO_PAGES_MAX, ZerosFrame};
 pub use decode::{Decoder, Frame, OwnFrame, own_frames, put_control, put_device};
@@ -62,6 +74,7 @@ pub use message::{
 };
 pub use packed::{PackedFrame, put_packed};
 pub use preamble::{Preamble, VERSION_NEWEST, VERSION_OLDEST};
+pub use stripes::{Assembler, CHUNK_HEADER, CHUNK_MAX, chunk_header};
 
 /// Length of a frame's header in bytes.
 pub const FRAME_HEADER: usize = 8;

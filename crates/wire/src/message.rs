@@ -22,9 +22,12 @@ impl Capabilities {
     pub const RESUME: Capabilities = Capabilities(1 << 3);
     /// Batches of pages may be compressed ([`PackedFrame`](crate::PackedFrame)).
     pub const PACKED: Capabilities = Capabilities(1 << 4);
+    /// A session may use several connections ([`Message::ResumeOver`]); needs `RESUME`.
+    pub const SEVERAL: Capabilities = Capabilities(1 << 5);
     /// Everything that this release knows.
-    pub const OURS: Capabilities =
-        Capabilities(Self::REQUIRED.0 | Self::THAWED.0 | Self::RESUME.0 | Self::PACKED.0);
+    pub const OURS: Capabilities = Capabilities(
+        Self::REQUIRED.0 | Self::THAWED.0 | Self::RESUME.0 | Self::PACKED.0 | Self::SEVERAL.0,
+    );
     /// What this release cannot do without.
     pub const REQUIRED: Capabilities = Capabilities(Self::XXH3_128.0 | Self::VERDICT.0);
 
@@ -222,6 +225,31 @@ pub enum Message {
     },
     /// Destination: goes on; so many bytes of the source's stream have come.
     Resumed(u64),
+    /// Source, first message on a new connection: one more for a session.
+    Join {
+        /// The session.
+        session: [u8; 16],
+        /// What the destination has given for it.
+        ticket: [u8; 32],
+        /// Those of earlier attempts do not count any more.
+        attempt: u32,
+    },
+    /// Destination: it is kept until the source says how many there are.
+    Joined,
+    /// Source, first message on a new connection: as `Resume`, but from here on over this connection
+    /// and those that have joined.
+    ResumeOver {
+        /// The session.
+        session: [u8; 16],
+        /// What the destination has given for it.
+        ticket: [u8; 32],
+        /// Bytes of the destination's stream that have come.
+        received: u64,
+        /// Connections, this one included.
+        connections: u8,
+        /// That of those that have joined.
+        attempt: u32,
+    },
 }
 
 impl Message {
@@ -248,6 +276,9 @@ impl Message {
             Message::Ack(_) => "Ack",
             Message::Resume { .. } => "Resume",
             Message::Resumed(_) => "Resumed",
+            Message::Join { .. } => "Join",
+            Message::Joined => "Joined",
+            Message::ResumeOver { .. } => "ResumeOver",
         }
     }
 }
@@ -320,6 +351,23 @@ mod tests {
         let expected = [[18].as_slice(), &[7; 16], &[9; 32], &[5]].concat();
         assert_eq!(bytes(&resume), expected);
         assert_eq!(bytes(&Message::Resumed(5)), [19, 5]);
+        let join = Message::Join {
+            session: [7; 16],
+            ticket: [9; 32],
+            attempt: 3,
+        };
+        let expected = [[20].as_slice(), &[7; 16], &[9; 32], &[3]].concat();
+        assert_eq!(bytes(&join), expected);
+        assert_eq!(bytes(&Message::Joined), [21]);
+        let resume = Message::ResumeOver {
+            session: [7; 16],
+            ticket: [9; 32],
+            received: 5,
+            connections: 4,
+            attempt: 3,
+        };
+        let expected = [[22].as_slice(), &[7; 16], &[9; 32], &[5, 4, 3]].concat();
+        assert_eq!(bytes(&resume), expected);
     }
 
     #[test]

@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// How to migrate.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     /// QEMU's way.
     pub mode: Mode,
@@ -30,6 +30,8 @@ pub struct Plan {
     pub downtime_limit: Duration,
     /// After this time it is cancelled: it does not converge. Post-copy always does.
     pub cap: Duration,
+    /// Folders with the certificates of host A and of host B, to encrypt with.
+    pub tls: Option<(String, String)>,
 }
 
 /// How a stock migration went.
@@ -71,6 +73,7 @@ pub fn migrate(
         mode: Mode::PreCopy,
         downtime_limit,
         cap: LIMIT,
+        tls: None,
     };
     let report = run(lab, source, destination, &plan)?;
     if !report.converged {
@@ -92,6 +95,10 @@ pub fn run(lab: &Lab, source: &mut Vm, destination: &mut Vm, plan: &Plan) -> Res
         )?;
         // What happened before is of no interest.
         vm.monitor()?.process()?;
+    }
+    if let Some((ours, theirs)) = &plan.tls {
+        encrypt(source, "client", ours)?;
+        encrypt(destination, "server", theirs)?;
     }
     destination.qmp("migrate-incoming", &json!({"uri": uri}))?;
     let bytes_before = lab.link_bytes()?;
@@ -136,6 +143,21 @@ pub fn run(lab: &Lab, source: &mut Vm, destination: &mut Vm, plan: &Plan) -> Res
         throttle_percent: number(&info["cpu-throttle-percentage"]),
         source_cpu_s: source_cpu.as_secs_f64(),
     })
+}
+
+/// QEMU encrypts with the certificates of a folder, and asks its peer for one.
+fn encrypt(vm: &mut Vm, endpoint: &str, folder: &str) -> Result<()> {
+    let credentials = json!({
+        "qom-type": "tls-creds-x509",
+        "id": "tls",
+        "dir": folder,
+        "endpoint": endpoint,
+        "verify-peer": true,
+    });
+    vm.qmp("object-add", &credentials)?;
+    let parameters = json!({"tls-creds": "tls", "tls-hostname": HOST_B});
+    vm.qmp("migrate-set-parameters", &parameters)?;
+    Ok(())
 }
 
 /// Waits for an event and yields its time on the host's clock.

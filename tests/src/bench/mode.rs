@@ -9,6 +9,8 @@ use lab::stock;
 pub enum Mode {
     /// QEMU itself.
     Stock(stock::Mode),
+    /// QEMU's plain pre-copy, encrypted by QEMU.
+    StockTls,
     /// unmoor with every page live.
     Live,
     /// unmoor, pausing what nobody outside depends on.
@@ -21,7 +23,7 @@ pub enum Mode {
 
 impl Mode {
     /// All, with the names that the benchmark's command line takes.
-    pub const ALL: [(&'static str, Mode); 10] = [
+    pub const ALL: [(&'static str, Mode); 11] = [
         ("precopy", Mode::Stock(stock::Mode::PreCopy)),
         ("autoconverge", Mode::Stock(stock::Mode::AutoConverge)),
         ("xbzrle", Mode::Stock(stock::Mode::Xbzrle)),
@@ -33,6 +35,7 @@ impl Mode {
             "postcopy-preempt",
             Mode::Stock(stock::Mode::PostCopyPreempt),
         ),
+        ("precopy-tls", Mode::StockTls),
         ("tls", Mode::Tls),
         ("packed", Mode::Packed),
     ];
@@ -43,6 +46,7 @@ impl Mode {
     pub fn title(self) -> String {
         match self {
             Mode::Stock(mode) => format!("QEMU {}", mode.name()),
+            Mode::StockTls => "QEMU pre-copy, TLS".into(),
             Mode::Live => "unmoor live".into(),
             Mode::StopCopy => "unmoor stop-copy".into(),
             Mode::Tls => "unmoor, TLS".into(),

@@ -73,7 +73,13 @@ impl Moved {
     ) -> Result<Self> {
         let plain = ["--compress", "none"];
         match mode {
-            Mode::Stock(mode) => by_qemu(lab, source, destination, mode, limits),
+            Mode::Stock(mode) => by_qemu(lab, source, destination, mode, limits, None),
+            Mode::StockTls => {
+                let authority = Authority::new()?;
+                let folders = (authority.issue(HOST_A)?, authority.issue(HOST_B)?);
+                let mode = stock::Mode::PreCopy;
+                by_qemu(lab, source, destination, mode, limits, Some(folders))
+            }
             Mode::Live | Mode::StopCopy => {
                 let protocol = match mode {
                     Mode::Live => ["--protocol", "live"],
@@ -121,11 +127,13 @@ fn by_qemu(
     destination: &mut Vm,
     mode: stock::Mode,
     limits: &Limits,
+    tls: Option<(String, String)>,
 ) -> Result<Moved> {
     let plan = stock::Plan {
         mode,
         downtime_limit: limits.downtime,
         cap: limits.cap,
+        tls,
     };
     let begun = Instant::now();
     let report = stock::run(lab, source, destination, &plan)?;

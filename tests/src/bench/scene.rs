@@ -47,7 +47,9 @@ impl Scene {
     /// Starts the VM from its saved state (made first, if need be) and its clients, which have had
     /// their first answers when this returns.
     pub fn new(workload: Workload) -> Result<Self> {
-        let lab = Lab::new(&LabOptions::with_rate("1gbit"))?;
+        let lab = Lab::new(&LabOptions {
+            link_rate: workload.link.map(str::to_owned),
+        })?;
         let source = workload.recipe().start(&lab, Host::A, |vm| {
             // It answers when its probes are loaded.
             connect_agent(vm).map(drop)

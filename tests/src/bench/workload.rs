@@ -33,13 +33,18 @@ pub struct Workload {
     pub requests: Option<u32>,
     /// The job that turns to somebody outside when half of the memory has moved.
     pub turns: Option<&'static str>,
+    /// The link's rate, as `tc` takes it; nothing for as fast as it can.
+    pub link: Option<&'static str>,
 }
 
 /// Requests that a guest under emulation answers without a queue, another processor being busy.
 const REQUESTS: Option<u32> = Some(400);
 
+/// The link of all but one.
+const GIGABIT: Option<&str> = Some("1gbit");
+
 /// The benchmark's workloads.
-pub const ALL: [Workload; 7] = [
+pub const ALL: [Workload; 8] = [
     Workload {
         name: "W1",
         title: "Redis under load, and a job that rewrites 600 MiB of whole pages at full speed",
@@ -51,6 +56,7 @@ pub const ALL: [Workload; 7] = [
         }],
         requests: REQUESTS,
         turns: None,
+        link: GIGABIT,
     },
     Workload {
         name: "W1b",
@@ -63,6 +69,7 @@ pub const ALL: [Workload; 7] = [
         }],
         requests: REQUESTS,
         turns: None,
+        link: GIGABIT,
     },
     Workload {
         name: "W1c",
@@ -75,6 +82,7 @@ pub const ALL: [Workload; 7] = [
         }],
         requests: REQUESTS,
         turns: None,
+        link: GIGABIT,
     },
     Workload {
         name: "W2",
@@ -82,6 +90,7 @@ pub const ALL: [Workload; 7] = [
         jobs: &[],
         requests: None,
         turns: None,
+        link: GIGABIT,
     },
     Workload {
         name: "W2b",
@@ -94,6 +103,7 @@ pub const ALL: [Workload; 7] = [
         }],
         requests: None,
         turns: None,
+        link: GIGABIT,
     },
     Workload {
         name: "W3",
@@ -101,6 +111,7 @@ pub const ALL: [Workload; 7] = [
         jobs: &[],
         requests: REQUESTS,
         turns: None,
+        link: GIGABIT,
     },
     Workload {
         name: "W4",
@@ -133,6 +144,20 @@ pub const ALL: [Workload; 7] = [
         ],
         requests: REQUESTS,
         turns: Some("turning"),
+        link: GIGABIT,
+    },
+    Workload {
+        name: "W5",
+        title: "1200 MiB of data at rest, on a link without a limit",
+        jobs: &[Job {
+            name: "store",
+            mib: 1200,
+            mb_per_s: 1,
+            mode: "full",
+        }],
+        requests: None,
+        turns: None,
+        link: None,
     },
 ];
 

@@ -23,6 +23,7 @@ const WORKLOAD: Workload = Workload {
     }],
     requests: Some(300),
     turns: None,
+    link: Some("1gbit"),
 };
 
 fn main() -> Result<()> {

@@ -1,25 +1,57 @@
-//! What the halves say to each other, over one connection after another.
+//! What the halves say to each other, over one connection after another, or over several at once.
 //!
-//! A [`Link`] may be lost. A channel keeps its books ([`Ledger`]), so that another one can take its
-//! place without anybody above noticing more than a delay.
+//! A [`Link`] may be lost. A channel keeps its books ([`Ledger`]), so that others can take its place
+//! without anybody above noticing more than a delay. Over several links the source's stream goes in
+//! chunks, each over whichever link has room, and is put together again at the destination; the
+//! destination's stream, of a few words, stays on the first. If one link is lost, all are.
+
+mod lane;
 
 use std::io::{self, ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use wire::{Ledger, WireError};
+use rustix::event::{PollFd, PollFlags};
+use wire::{Assembler, Ledger, WireError};
 
 use super::Link;
 use crate::buffer::{Filled, Input, Output};
+use crate::poll::wait;
+use lane::Lane;
 
 /// One side of what is said.
 #[derive(Debug)]
 pub(crate) struct Channel {
-    link: Option<Link>,
+    /// None while the connection is lost.
+    lanes: Vec<Lane>,
+    stripes: Stripes,
+    /// The lane that is offered the next chunk.
+    turn: usize,
     ledger: Option<Ledger>,
     peer: SocketAddr,
     round_trip: Option<Duration>,
+}
+
+/// Which way the stream goes in chunks.
+#[derive(Debug)]
+enum Stripes {
+    /// Neither: there is one link.
+    None,
+    /// This side sends it.
+    Out,
+    /// This side puts it together.
+    In(Assembler),
+}
+
+/// Which half this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Source,
+    /// Whose peer sends at most so many bytes ahead of what has been acknowledged.
+    Destination {
+        window: u64,
+    },
 }
 
 impl Channel {
@@ -27,7 +59,9 @@ impl Channel {
         Channel {
             peer: link.peer(),
             round_trip: link.round_trip(),
-            link: Some(link),
+            lanes: vec![Lane::new(link)],
+            stripes: Stripes::None,
+            turn: 0,
             ledger: Some(ledger),
         }
     }
@@ -38,7 +72,7 @@ impl Channel {
 
     /// The address of this host that it goes out from; nothing while there is no connection.
     pub(crate) fn from(&self) -> Option<IpAddr> {
-        self.link.as_ref()?.from()
+        self.lanes.first()?.link.from()
     }
 
     pub(crate) fn round_trip(&self) -> Option<Duration> {
@@ -47,25 +81,50 @@ impl Channel {
 
     /// The path in use, for people.
     pub(crate) fn describe(&self) -> String {
-        let link = self.link.as_ref();
-        link.map_or_else(|| format!("nothing to {}", self.peer), Link::describe)
+        let Some(lane) = self.lanes.first() else {
+            return format!("nothing to {}", self.peer);
+        };
+        let path = lane.link.describe();
+        match self.lanes.len() {
+            1 => path,
+            several => format!("{path}, over {several} connections"),
+        }
     }
 
-    /// What to wait for; nothing while there is no connection.
+    /// What to wait for: for something to read, if wanted, and for room, if anything waits here or at
+    /// the caller's. Nothing while there is no connection.
+    pub(crate) fn poll(&self, reads: bool, waits: bool) -> impl Iterator<Item = PollFd<'_>> {
+        let repeats = self.must_repeat();
+        self.lanes.iter().map(move |lane| {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::IN, reads);
+            flags.set(PollFlags::OUT, waits || repeats || lane.wants_write());
+            PollFd::from_borrowed_fd(lane.link.fd(), flags)
+        })
+    }
+
+    /// Descriptor of the link on which the destination speaks.
     pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.link.as_ref().map(Link::fd)
+        self.lanes.first().map(|lane| lane.link.fd())
+    }
+
+    /// How many there are.
+    pub(crate) fn links(&self) -> usize {
+        self.lanes.len()
     }
 
     /// Whether there is a connection.
     pub(crate) fn is_up(&self) -> bool {
-        self.link.is_some()
+        !self.lanes.is_empty()
     }
 
-    /// Whether something waits here for the socket, besides what the caller has.
+    fn must_repeat(&self) -> bool {
+        self.ledger.as_ref().is_some_and(Ledger::must_repeat)
+    }
+
+    /// Whether something waits here for a socket, besides what the caller has.
     pub(crate) fn wants_write(&self) -> bool {
-        let repeats = self.ledger.as_ref().is_some_and(Ledger::must_repeat);
-        let link = self.link.as_ref();
-        link.is_some_and(|link| repeats || link.wants_write())
+        self.is_up() && (self.must_repeat() || self.lanes.iter().any(Lane::wants_write))
     }
 
     /// The peer does not resume: no copies are kept, and a loss is for good.
@@ -73,12 +132,34 @@ impl Channel {
         self.ledger = None;
     }
 
-    /// Reads once, without waiting.
+    /// Reads once from each link, without waiting.
     pub(crate) fn receive(&mut self, input: &mut Input) -> io::Result<Filled> {
-        let Some(link) = &mut self.link else {
+        let Some((first, others)) = self.lanes.split_first_mut() else {
             return Ok(Filled::WouldBlock);
         };
-        let filled = link.receive(input)?;
+        let filled = match &mut self.stripes {
+            Stripes::In(assembler) => {
+                let before = assembler.position();
+                let mut lanes = self.lanes.iter_mut();
+                let lost = lanes.try_for_each(|lane| lane.receive_chunks(assembler, input));
+                let count = usize::try_from(assembler.position() - before).unwrap_or(usize::MAX);
+                if let (Err(error), Some(ledger)) = (lost, &mut self.ledger) {
+                    // What the others have brought has come all the same.
+                    ledger.received(count);
+                    return Err(error);
+                }
+                match count {
+                    0 => Filled::WouldBlock,
+                    count => Filled::Some(count),
+                }
+            }
+            Stripes::Out | Stripes::None => {
+                for lane in others {
+                    lane.expect_silence()?;
+                }
+                first.link.receive(input)?
+            }
+        };
         if let (Filled::Some(count), Some(ledger)) = (filled, &mut self.ledger) {
             ledger.received(count);
         }
@@ -88,30 +169,84 @@ impl Channel {
     /// Writes at most `limit` bytes, without waiting, and tells how many; what must be repeated
     /// goes first and does not count.
     pub(crate) fn send(&mut self, output: &mut Output, limit: usize) -> io::Result<usize> {
-        let Some(link) = &mut self.link else {
+        let Some(lane) = self.lanes.first_mut() else {
             return Ok(0);
         };
         let Some(ledger) = &mut self.ledger else {
-            return link.send(output, limit);
+            return lane.link.send(output, limit);
         };
+        if matches!(self.stripes, Stripes::Out) {
+            return self.send_chunks(output, limit);
+        }
         while ledger.must_repeat() {
-            match link.write(ledger.to_repeat())? {
+            match lane.link.write(ledger.to_repeat())? {
                 0 => return Ok(0),
                 count => ledger.repeated(count),
             }
         }
         let limit = limit.min(ledger.room());
-        let mut booked = Booked { link, ledger };
+        let mut booked = Booked {
+            link: &mut lane.link,
+            ledger,
+        };
         booked.flush()?;
         output.drain(&mut booked, limit)
     }
 
+    /// Gives each lane that has room a chunk, and goes on for as long as one has.
+    fn send_chunks(&mut self, output: &mut Output, limit: usize) -> io::Result<usize> {
+        let Some(ledger) = &mut self.ledger else {
+            return Ok(0);
+        };
+        let (mut sent, mut full) = (0, 0);
+        while full < self.lanes.len() {
+            self.turn = (self.turn + 1) % self.lanes.len();
+            let lane = &mut self.lanes[self.turn];
+            if !lane.flush()? {
+                full += 1;
+                continue;
+            }
+            full = 0;
+            let position = ledger.next_position();
+            if ledger.must_repeat() {
+                let count = lane.load(position, ledger.to_repeat());
+                ledger.repeated(count);
+                continue;
+            }
+            let allowed = (limit - sent).min(ledger.room()).min(output.len());
+            if allowed == 0 {
+                break;
+            }
+            let count = lane.load(position, &output.front()[..allowed]);
+            ledger.sent(&output.front()[..count]);
+            output.consume(count);
+            sent += count;
+        }
+        Ok(sent)
+    }
+
     /// Writes everything, waiting up to `limit` for the peer to take it.
     pub(crate) fn send_all(&mut self, output: &mut Output, limit: Duration) -> io::Result<()> {
-        match &mut self.link {
-            // The books are closed: nothing is resumed any more.
-            Some(link) => link.send_all(output, limit),
-            None => Err(ErrorKind::NotConnected.into()),
+        if !matches!(self.stripes, Stripes::Out) {
+            return match self.lanes.first_mut() {
+                // The books are closed: nothing is resumed any more.
+                Some(lane) => lane.link.send_all(output, limit),
+                None => Err(ErrorKind::NotConnected.into()),
+            };
+        }
+        let deadline = Instant::now() + limit;
+        loop {
+            self.send(output, usize::MAX)?;
+            if !self.is_up() {
+                return Err(ErrorKind::NotConnected.into());
+            }
+            if output.is_empty() && !self.wants_write() {
+                return Ok(());
+            }
+            let mut fds: Vec<_> = self.poll(false, true).collect();
+            if wait(&mut fds, Some(deadline))? == 0 {
+                return Err(ErrorKind::TimedOut.into());
+            }
         }
     }
 
@@ -130,7 +265,8 @@ impl Channel {
 
     /// The connection is lost.
     pub(crate) fn disconnect(&mut self) {
-        self.link = None;
+        self.lanes.clear();
+        self.stripes = Stripes::None;
     }
 
     /// Where the peer is to go on; nothing if it cannot.
@@ -138,20 +274,32 @@ impl Channel {
         self.ledger.as_ref().map(Ledger::position)
     }
 
-    /// Goes on over another connection, at the byte that the peer wants; what it has sent already
-    /// is `ahead`. Yields how many bytes go out again.
+    /// Goes on over other links, at the byte that the peer wants; what it has sent already on the
+    /// first is `ahead`. Yields how many bytes go out again.
     pub(crate) fn resume(
         &mut self,
-        link: Link,
+        side: Side,
+        links: Vec<Link>,
         at: u64,
         ahead: &[u8],
         input: &mut Input,
     ) -> Result<usize, WireError> {
         let ledger = self.ledger.as_mut().ok_or(WireError::BadPosition)?;
         let again = ledger.resume(at)?;
-        ledger.received(ahead.len());
-        input.append(ahead);
-        self.link = Some(link);
+        self.lanes = links.into_iter().map(Lane::new).collect();
+        self.turn = 0;
+        self.stripes = match side {
+            _ if self.lanes.len() < 2 => Stripes::None,
+            Side::Source => Stripes::Out,
+            Side::Destination { window } => Stripes::In(Assembler::new(ledger.position(), window)),
+        };
+        match (&self.stripes, self.lanes.first_mut()) {
+            (Stripes::In(_), Some(lane)) => lane.came_ahead(ahead),
+            _ => {
+                ledger.received(ahead.len());
+                input.append(ahead);
+            }
+        }
         Ok(again)
     }
 }

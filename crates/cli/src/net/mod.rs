@@ -6,7 +6,7 @@
 //! connect      from the source: a Link
 //! door         at the destination: who knocks, and who becomes a Link
 //! link         a connection, whichever it is: receive and send without waiting
-//! channel      what is said over one Link, or over several one after another
+//! channel      what is said over one Link, over several, or over one after another
 //! tls          the encrypted kind
 //! ```
 
@@ -20,7 +20,7 @@ mod plain;
 mod protection;
 mod tls;
 
-pub(crate) use channel::Channel;
+pub(crate) use channel::{Channel, Side};
 pub(crate) use connect::{ConnectError, Connector, host_of};
 pub(crate) use credentials::certificates;
 pub(crate) use door::{Door, refuse};

@@ -8,8 +8,11 @@ use wire::{AbortCode, Message, Preamble, put_control};
 use super::newcomer::{Newcomer, Wish};
 use super::session::{Connection, Session, Stop, failed};
 use crate::buffer::Output;
-use crate::net;
+use crate::net::{self, Link, Side};
 use crate::report::Event;
+
+/// Bytes that a source sends at most without a word that they have come, and then some.
+const SOURCES_WINDOW: u64 = 64 << 20;
 
 /// A connection that was lost.
 pub(super) struct Cut {
@@ -51,7 +54,11 @@ impl Session<'_, '_> {
         }
         let link = self.receiver.door.look(is_open).map_err(|e| failed(&e))?;
         self.receiver.tell_of_the_door();
-        self.newcomer = link.map(Newcomer::new);
+        if let Some(link) = link {
+            self.newcomer = Some(Newcomer::new(link));
+            // What it has said may have come with the last of its handshake.
+            self.hear_the_newcomer()?;
+        }
         Ok(())
     }
 
@@ -75,9 +82,25 @@ impl Session<'_, '_> {
                 session,
                 ticket,
                 received,
+                others,
+                attempt,
                 ends,
             } if self.engine.is_session(session) && self.is_ticket(&ticket) => {
-                return self.resume(newcomer, received, ends);
+                if let Some(others) = self.joined.take(attempt, others) {
+                    return self.resume(newcomer, others, received, ends);
+                }
+                net::refuse(
+                    &mut newcomer.link,
+                    AbortCode::Busy,
+                    "other connections than those have joined".into(),
+                );
+            }
+            Wish::Join {
+                session,
+                ticket,
+                attempt,
+            } if self.engine.is_session(session) && self.is_ticket(&ticket) => {
+                self.joined.add(attempt, newcomer.link);
             }
             Wish::Verdict { session } if self.link.is_none() && self.engine.is_session(session) => {
                 self.cut = None;
@@ -106,7 +129,13 @@ impl Session<'_, '_> {
     }
 
     /// Goes on where the two have come to.
-    fn resume(&mut self, newcomer: Newcomer, received: u64, ends: usize) -> Result<(), Stop> {
+    fn resume(
+        &mut self,
+        newcomer: Newcomer,
+        others: Vec<Link>,
+        received: u64,
+        ends: usize,
+    ) -> Result<(), Stop> {
         let Newcomer {
             mut link, input, ..
         } = newcomer;
@@ -124,16 +153,29 @@ impl Session<'_, '_> {
         // So little goes at once, or this connection is lost like the last one.
         let _ = link.send(&mut answer, usize::MAX);
         let ahead = &input.unread()[ends..];
+        // Nothing was lost: the source goes on over several.
+        let spreads = connection.channel.links() == 1 && !others.is_empty();
+        let links = std::iter::once(link).chain(others).collect();
+        let side = Side::Destination {
+            window: SOURCES_WINDOW,
+        };
         let again = connection
             .channel
-            .resume(link, received, ahead, &mut connection.input)
+            .resume(side, links, received, ahead, &mut connection.input)
             .map_err(|e| failed(&Fault::from(e)))?;
         connection.alive = KeepAlive::new(self.receiver.args.net.peer_timeout, Instant::now());
-        self.receiver.report.tell(&Event::Resumed {
-            after_ms: since.elapsed().as_secs_f64() * 1000.0,
-            bytes_again: again as u64,
-            path: connection.channel.describe(),
-        });
+        let path = connection.channel.describe();
+        let event = match spreads {
+            true => Event::Note {
+                text: format!("goes on by {path}"),
+            },
+            false => Event::Resumed {
+                after_ms: since.elapsed().as_secs_f64() * 1000.0,
+                bytes_again: again as u64,
+                path,
+            },
+        };
+        self.receiver.report.tell(&event);
         self.link = Some(connection);
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! `unmoor receive`: the destination half's shell.
 
 mod cut;
+mod joined;
 mod newcomer;
 mod session;
 mod told;

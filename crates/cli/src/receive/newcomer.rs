@@ -29,7 +29,16 @@ pub(super) enum Wish {
         session: [u8; 16],
         ticket: [u8; 32],
         received: u64,
+        /// With so many others that have joined in this attempt.
+        others: usize,
+        attempt: u32,
         ends: usize,
+    },
+    /// To be one more connection of a session.
+    Join {
+        session: [u8; 16],
+        ticket: [u8; 32],
+        attempt: u32,
     },
     /// To tell the outcome of a session.
     Verdict { session: [u8; 16] },
@@ -76,7 +85,32 @@ impl Newcomer {
                     session,
                     ticket,
                     received,
+                    others: 0,
+                    attempt: 0,
                     ends: at,
+                },
+                Frame::Control(Message::ResumeOver {
+                    session,
+                    ticket,
+                    received,
+                    connections,
+                    attempt,
+                }) => Wish::Resume {
+                    session,
+                    ticket,
+                    received,
+                    others: usize::from(connections.saturating_sub(1)),
+                    attempt,
+                    ends: at,
+                },
+                Frame::Control(Message::Join {
+                    session,
+                    ticket,
+                    attempt,
+                }) => Wish::Join {
+                    session,
+                    ticket,
+                    attempt,
                 },
                 Frame::Control(Message::Verdict { session, .. }) => Wish::Verdict { session },
                 _ => Wish::Other,

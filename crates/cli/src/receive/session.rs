@@ -14,6 +14,7 @@ use wire::{AbortCode, Frame, Hello, Ledger, Message, Started, Thawed, put_contro
 
 use super::Receiver;
 use super::cut::Cut;
+use super::joined::Joined;
 use super::newcomer::Newcomer;
 use crate::agent::Client;
 use crate::buffer::{Filled, Input, Output};
@@ -62,6 +63,8 @@ pub(super) struct Session<'r, 'a> {
     pub(super) cut: Option<Cut>,
     /// Somebody who has not said yet what for.
     pub(super) newcomer: Option<Newcomer>,
+    /// Connections that will be used together.
+    pub(super) joined: Joined,
     /// What a source has to show that comes back.
     pub(super) ticket: Option<[u8; 32]>,
     pub(super) to_peer: Output,
@@ -84,6 +87,8 @@ pub(super) struct Connection {
     pub(super) input: Input,
     decoder: wire::Decoder,
     pub(super) alive: KeepAlive,
+    /// Nothing has been read of it here.
+    is_fresh: bool,
 }
 
 struct Qemu {
@@ -114,6 +119,7 @@ impl<'r, 'a> Session<'r, 'a> {
             link: None,
             cut: None,
             newcomer: None,
+            joined: Joined::default(),
             ticket: None,
             to_peer: Output::default(),
             to_qemu: Output::default(),
@@ -141,6 +147,7 @@ impl<'r, 'a> Session<'r, 'a> {
             input,
             decoder: wire::Decoder::new(),
             alive: KeepAlive::new(self.receiver.args.net.peer_timeout, Instant::now()),
+            is_fresh: true,
         });
     }
 
@@ -398,6 +405,13 @@ impl<'r, 'a> Session<'r, 'a> {
     }
 
     fn wait_and_read(&mut self, deadline: Instant) -> Result<(), Stop> {
+        if let Some(connection) = &mut self.link
+            && std::mem::take(&mut connection.is_fresh)
+        {
+            // What the source has said may have come with the last of its handshake: then the socket
+            // announces nothing.
+            return self.read_link();
+        }
         let receiver = &self.receiver;
         let is_open = self.lets_in();
         let mut fds = vec![
@@ -408,19 +422,12 @@ impl<'r, 'a> Session<'r, 'a> {
         let door_ends = fds.len();
         fds.extend(receiver.control.fds());
         let control_ends = fds.len();
-        let mut link_flags = PollFlags::empty();
-        if self.to_qemu.len() < WAITING_MAX {
-            link_flags |= PollFlags::IN;
+        let reads = self.to_qemu.len() < WAITING_MAX;
+        let link_from = fds.len();
+        if let Some(connection) = &self.link {
+            fds.extend(connection.channel.poll(reads, !self.to_peer.is_empty()));
         }
-        let link_waits = self.link.as_ref().is_some_and(|c| c.channel.wants_write());
-        if !self.to_peer.is_empty() || link_waits {
-            link_flags |= PollFlags::OUT;
-        }
-        let link_fd = self.link.as_ref().and_then(|c| c.channel.fd());
-        let link_at = link_fd.map(|fd| {
-            fds.push(PollFd::from_borrowed_fd(fd, link_flags));
-            fds.len() - 1
-        });
+        let link = link_from..fds.len();
         let newcomer_at = self.newcomer.as_ref().map(|newcomer| {
             fds.push(newcomer.fd());
             fds.len() - 1
@@ -467,7 +474,7 @@ impl<'r, 'a> Session<'r, 'a> {
         {
             self.hear_the_newcomer()?;
         }
-        if link_at.is_some_and(|at| ready[at].intersects(readable))
+        if ready[link].iter().any(|flags| flags.intersects(readable))
             && self.to_qemu.len() < WAITING_MAX
         {
             self.read_link()?;

@@ -13,7 +13,7 @@ use wire::{AbortCode, Frame, Message, Preamble, put_control};
 use super::Failure;
 use super::session::{Session, failed};
 use crate::buffer::{Filled, Input, Output};
-use crate::net::{ConnectError, Link};
+use crate::net::{ConnectError, Link, Side};
 use crate::poll::wait;
 use crate::report::Event;
 
@@ -132,29 +132,56 @@ impl Session<'_> {
         }
     }
 
-    fn resume(&mut self, mut link: Link, until: Instant) -> Result<(), Failure> {
+    /// Over this connection, and over others if there are to be several.
+    fn resume(&mut self, link: Link, until: Instant) -> Result<(), Failure> {
+        let again = match self.connections() {
+            1 => self.go_on(link, Vec::new(), until)?,
+            _ => self.go_on_over_several(Some(link), until)?,
+        };
+        match again {
+            Some(again) => self.back(again),
+            // It is tried again.
+            None => Ok(()),
+        }
+    }
+
+    /// Goes on over other connections, if the destination does; yields how many bytes go out again.
+    pub(super) fn go_on(
+        &mut self,
+        mut link: Link,
+        others: Vec<Link>,
+        until: Instant,
+    ) -> Result<Option<usize>, Failure> {
         let (Some(ticket), Some(received)) = (self.ticket, self.channel.position()) else {
-            return Ok(());
+            return Ok(None);
         };
-        let (mut input, mut output) = (Input::default(), Output::default());
-        Preamble::OURS.put(output.tail());
-        let resume = Message::Resume {
-            session: self.session,
-            ticket,
-            received,
+        let session = self.session;
+        let resume = match u8::try_from(others.len() + 1) {
+            Ok(connections @ 2..) => Message::ResumeOver {
+                session,
+                ticket,
+                received,
+                connections,
+                attempt: self.attempt,
+            },
+            _ => Message::Resume {
+                session,
+                ticket,
+                received,
+            },
         };
-        put_control(&resume, output.tail());
-        let answer = link
-            .send_all(&mut output, TRY_LIMIT)
-            .and_then(|()| answer(&mut link, &mut input, until));
-        match answer {
+        let mut input = Input::default();
+        match ask(&mut link, &mut input, &resume, until) {
             Ok(Answer::Resumed(at)) => {
+                let links = std::iter::once(link).chain(others).collect();
                 let ahead = input.unread();
-                let again = self.channel.resume(link, at, ahead, &mut self.input);
-                self.back(again.map_err(|e| failed(&e))?)
+                let again = self
+                    .channel
+                    .resume(Side::Source, links, at, ahead, &mut self.input);
+                Ok(Some(again.map_err(|e| failed(&e))?))
             }
-            // It has not noticed yet that the last connection is lost.
-            Ok(Answer::Refused(AbortCode::Busy, _)) | Err(_) => Ok(()),
+            // It has not noticed yet that the last connection is lost, or something has come between.
+            Ok(Answer::Refused(AbortCode::Busy, _) | Answer::Joined) | Err(_) => Ok(None),
             Ok(Answer::Refused(_, why)) => {
                 Err(Failure::Failed(format!("the destination gave up: {why}")))
             }
@@ -179,13 +206,24 @@ impl Session<'_> {
     }
 }
 
-enum Answer {
+/// The destination's first word.
+pub(super) enum Answer {
     Resumed(u64),
+    Joined,
     Refused(AbortCode, String),
 }
 
-/// The destination's first word; what follows it is left in the input.
-fn answer(link: &mut Link, input: &mut Input, until: Instant) -> std::io::Result<Answer> {
+/// The first word on a new connection, and the answer to it; what follows that is left in the input.
+pub(super) fn ask(
+    link: &mut Link,
+    input: &mut Input,
+    message: &Message,
+    until: Instant,
+) -> std::io::Result<Answer> {
+    let mut output = Output::default();
+    Preamble::OURS.put(output.tail());
+    put_control(message, output.tail());
+    link.send_all(&mut output, TRY_LIMIT)?;
     let mut decoder = wire::Decoder::new();
     loop {
         while let Some((used, frame)) = decoder
@@ -195,6 +233,7 @@ fn answer(link: &mut Link, input: &mut Input, until: Instant) -> std::io::Result
             let answer = match frame {
                 Frame::Preamble(_) => None,
                 Frame::Control(Message::Resumed(at)) => Some(Answer::Resumed(at)),
+                Frame::Control(Message::Joined) => Some(Answer::Joined),
                 Frame::Control(Message::Abort { code, reason }) => {
                     Some(Answer::Refused(code, reason))
                 }

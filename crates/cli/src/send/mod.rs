@@ -9,6 +9,7 @@ mod outlet;
 mod sample;
 mod session;
 mod settle;
+mod several;
 mod steer;
 mod told;
 

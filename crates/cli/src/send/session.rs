@@ -65,6 +65,8 @@ pub(crate) struct Session<'a> {
     pub(super) cut: Option<Cut>,
     /// What the destination wants to see of a source that comes back.
     pub(super) ticket: Option<[u8; 32]>,
+    /// Tries to open several connections so far.
+    pub(super) attempt: u32,
     pub(super) vm: Vm,
     pub(super) facts: VmFacts,
     pub(super) session: [u8; 16],
@@ -160,6 +162,7 @@ impl<'a> Session<'a> {
             channel: Channel::new(link, Ledger::new(KEPT_MAX, ACK_EVERY)),
             cut: None,
             ticket: None,
+            attempt: 0,
             vm,
             facts,
             session,
@@ -495,19 +498,13 @@ impl<'a> Session<'a> {
     fn wait_and_read(&mut self, deadline: Instant) -> Result<(), Failure> {
         let paced = self.pace.is_some() && self.vm_runs();
         let waits = self.output.waits_for_link() && !paced;
-        let link_flags = if !waits && !self.channel.wants_write() {
-            PollFlags::IN
-        } else {
-            PollFlags::IN | PollFlags::OUT
-        };
         let mut fds = vec![
             PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.vm.fd(), PollFlags::IN),
         ];
-        let link_at = self.channel.fd().map(|fd| {
-            fds.push(PollFd::from_borrowed_fd(fd, link_flags));
-            fds.len() - 1
-        });
+        let link_from = fds.len();
+        fds.extend(self.channel.poll(true, waits));
+        let link = link_from..fds.len();
         let reading = self.qemu.as_ref().filter(|_| self.may_read());
         let qemu_at = reading.map(|qemu| {
             fds.push(PollFd::new(&qemu.socket, PollFlags::IN));
@@ -542,7 +539,7 @@ impl<'a> Session<'a> {
             self.read_monitor()?;
         }
         let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
-        if link_at.is_some_and(|at| ready[at].intersects(readable)) {
+        if ready[link].iter().any(|flags| flags.intersects(readable)) {
             self.read_link()?;
         }
         if agent_at.is_some_and(is_ready) {
@@ -645,6 +642,7 @@ impl<'a> Session<'a> {
                 Frame::Control(Message::Ticket(ticket)) => {
                     self.ticket = Some(ticket);
                     self.input.consume(used);
+                    self.spread()?;
                     continue;
                 }
                 _ => {}

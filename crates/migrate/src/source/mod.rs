@@ -191,6 +191,11 @@ impl Source {
         self.uses.has(Capabilities::RESUME)
     }
 
+    /// Whether the session may use several connections.
+    pub fn can_use_several(&self) -> bool {
+        self.can_resume() && self.uses.has(Capabilities::SEVERAL)
+    }
+
     /// Whether the destination unpacks batches of pages that were compressed.
     pub fn can_pack(&self) -> bool {
         self.uses.has(Capabilities::PACKED)
