@@ -16,6 +16,8 @@ use unmoor::agent::Client;
 
 /// Longest wait for a whole migration in the lab.
 pub const MIGRATION_LIMIT: Duration = Duration::from_secs(120);
+/// Bytes of pages that each half keeps at the most, unless told otherwise.
+const HISTORY: u64 = 64 << 20;
 /// Longest wait for anything else.
 pub const SHORT: Duration = Duration::from_secs(30);
 
@@ -131,5 +133,5 @@ pub fn connect_agent(vm: &Vm) -> Result<(Client, Welcome)> {
 /// What either half of the relay may use: 64 MiB and 48 bytes for each guest page.
 pub fn relay_memory_limit(summary: &Value) -> u64 {
     let pages = summary["guest_memory_bytes"].as_u64().unwrap_or(0) / 4096;
-    (64 << 20) + 48 * pages
+    (64 << 20) + HISTORY + 48 * pages
 }

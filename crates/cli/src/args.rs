@@ -103,7 +103,13 @@ pub struct SendArgs {
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub compress: CompressArg,
 
-    /// Threads that compress, 16 at the most; one for every two processors unless given.
+    /// Memory for pages that the destination has, on each side, so that pages that change a little, or
+    /// are the same as others, are told by them; 256MiB at the most, 0MB to do without. Used where
+    /// something is compressed.
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = size)]
+    pub history: u64,
+
+    /// Threads that compress, 16 at the most; one for every processor unless given.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=16))]
     pub compress_threads: Option<u8>,
 

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
-use pack::Decompressor;
+use pack::{Decompressor, Recollection};
 use qemu_stream::{BlockId, Emitter, Event, RamBlock, return_path};
 use wire::{
-    AbortCode, Accept, Capabilities, Digest, Frame, Hello, Message, PagesFrame, Preamble, RamSetup,
-    Started, Thawed, put_control,
+    AbortCode, Accept, Capabilities, Digest, Form, Frame, Hello, Message, PagesFrame, Preamble,
+    RamSetup, Started, Thawed, put_control,
 };
 
 use crate::{Fault, PageTable};
@@ -42,6 +42,9 @@ pub struct Destination {
     started: Option<Started>,
     uses: Capabilities,
     decompressor: Decompressor,
+    recollection: Recollection,
+    /// Kept for its memory.
+    recalled: Vec<u8>,
 }
 
 /// Where the destination half stands.
@@ -150,6 +153,8 @@ impl Destination {
             started: None,
             uses: Capabilities::default(),
             decompressor: Decompressor::default(),
+            recollection: Recollection::default(),
+            recalled: Vec::new(),
         }
     }
 
@@ -221,8 +226,7 @@ impl Destination {
                     && self.uses.has(Capabilities::PACKED) =>
             {
                 let mut decompressor = std::mem::take(&mut self.decompressor);
-                let pages = PagesFrame::parse(decompressor.unpack(packed)?)?;
-                self.put_pages(pages, out.qemu)?;
+                self.put_packed(decompressor.unpack(packed)?, packed.form, out.qemu)?;
                 self.decompressor = decompressor;
                 Ok(())
             }
@@ -413,6 +417,22 @@ impl Destination {
             part_open: false,
         });
         self.phase = DestinationPhase::Memory;
+        Ok(())
+    }
+
+    fn put_packed(&mut self, plain: &[u8], form: Form, qemu: &mut Vec<u8>) -> Result<(), Fault> {
+        if form == Form::Pages {
+            return self.put_pages(PagesFrame::parse(plain)?, qemu);
+        }
+        if !self.uses.has(Capabilities::RECALLED) {
+            return Err(self.out_of_order("recalled pages"));
+        }
+        let page_size = self.ram.as_ref().map_or(0, |ram| ram.page_size);
+        let mut recalled = std::mem::take(&mut self.recalled);
+        recalled.clear();
+        self.recollection.recall(plain, page_size, &mut recalled)?;
+        self.put_pages(PagesFrame::parse(&recalled)?, qemu)?;
+        self.recalled = recalled;
         Ok(())
     }
 

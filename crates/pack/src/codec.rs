@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use wire::{MAX_PAYLOAD, PackedFrame, put_packed};
+use wire::{Form, MAX_PAYLOAD, PackedFrame, put_packed};
 
 use crate::Method;
 
@@ -34,9 +34,20 @@ impl std::fmt::Debug for Compressor {
 }
 
 impl Compressor {
-    /// Appends the packed frame of `plain`, a frame's payload; false, with nothing appended, if that
-    /// would not be smaller.
+    /// Appends the packed frame of `plain`, a pages frame's payload; false, with nothing appended, if
+    /// that would not be smaller.
     pub fn compress(&mut self, method: Method, plain: &[u8], out: &mut Vec<u8>) -> bool {
+        self.put(method, Form::Pages, plain, out)
+    }
+
+    /// Appends the packed frame of a recalled batch, as it is if it cannot be compressed.
+    pub fn compress_recalled(&mut self, method: Method, plain: &[u8], out: &mut Vec<u8>) {
+        if !self.put(method, Form::Recalled, plain, out) {
+            put_packed(0, Form::Recalled, plain.len(), plain, out);
+        }
+    }
+
+    fn put(&mut self, method: Method, form: Form, plain: &[u8], out: &mut Vec<u8>) -> bool {
         let room = match method {
             Method::Lz4 => lz4_flex::block::get_maximum_output_size(plain.len()),
             Method::Zstd(_) => zstd::zstd_safe::compress_bound(plain.len()),
@@ -60,7 +71,8 @@ impl Compressor {
         let Some(length) = packed.filter(|length| is_worth_it(*length, plain.len())) else {
             return false;
         };
-        put_packed(method.number(), plain.len(), &self.scratch[..length], out);
+        let packed = &self.scratch[..length];
+        put_packed(method.number(), form, plain.len(), packed, out);
         true
     }
 }
@@ -92,6 +104,11 @@ impl Decompressor {
         }
         let plain = self.plain.get_mut(..length).ok_or(PackError::Damaged)?;
         let unpacked = match frame.method {
+            0 if frame.content.len() == length => {
+                plain.copy_from_slice(frame.content);
+                Some(length)
+            }
+            0 => None,
             1 => lz4_flex::block::decompress_into(frame.content, plain).ok(),
             2 => self.zstd.decompress_to_buffer(frame.content, plain).ok(),
             other => return Err(PackError::UnknownMethod(other)),
@@ -208,7 +225,7 @@ mod tests {
             plain_length in 0usize..=MAX_PAYLOAD,
             content in prop::collection::vec(any::<u8>(), 0..400),
         ) {
-            let frame = PackedFrame { method, plain_length, content: &content };
+            let frame = PackedFrame { method, form: Form::Pages, plain_length, content: &content };
             if let Ok(plain) = Decompressor::default().unpack(&frame) {
                 prop_assert_eq!(plain.len(), plain_length);
             }

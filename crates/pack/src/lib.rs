@@ -10,11 +10,13 @@
 
 mod chooser;
 mod codec;
+mod history;
 mod method;
 mod scout;
 
 pub use chooser::Chooser;
 pub use codec::{Compressor, Decompressor, PackError};
+pub use history::{History, Recalled, Recollection};
 pub use method::Method;
 pub use scout::{Scout, Try};
 

@@ -10,8 +10,9 @@
 //! kind 2  pages     be16 block, then (be32 page index, page content) repeated
 //! kind 3  zeros     be16 block, then (be32 first index, be32 count) repeated
 //! kind 4  device    bytes of QEMU's opaque device part
-//! kind 5  packed    u8 method, u8 0, be16 0, be32 plain length, then the payload of a `pages` frame,
-//!                   compressed: 1 as an LZ4 block, 2 as a Zstandard frame
+//! kind 5  packed    u8 method, u8 form, be16 0, be32 plain length, then content, as it is (method 0),
+//!                   as an LZ4 block (1) or as a Zstandard frame (2): the payload of a `pages` frame
+//!                   (form 0), or pages told by what the peer has already (form 1, see crate `pack`)
 //! ```
 //!
 //! The course of a migration:
@@ -72,7 +73,7 @@ pub use ledger::Ledger;
 pub use message::{
     AbortCode, Accept, Block, Capabilities, Digest, Hello, Message, RamSetup, Started, Thawed,
 };
-pub use packed::{PackedFrame, put_packed};
+pub use packed::{Form, PackedFrame, put_packed};
 pub use preamble::{Preamble, VERSION_NEWEST, VERSION_OLDEST};
 pub use stripes::{Assembler, CHUNK_HEADER, CHUNK_MAX, chunk_header};
 
@@ -82,6 +83,9 @@ pub const FRAME_HEADER: usize = 8;
 /// The largest payload of a frame in bytes: neither side sends more, and a larger length field
 /// ends the session before anything is allocated for it.
 pub const MAX_PAYLOAD: usize = 2 << 20;
+
+/// Most bytes of page contents that a peer may have to be kept for `packed` frames of form 1.
+pub const HISTORY_MAX: usize = 256 << 20;
 
 /// Content bytes after which a batch of pages is closed; keeps a frame well below
 /// [`MAX_PAYLOAD`] and lets the receiver work while the rest is on its way.

@@ -24,9 +24,17 @@ impl Capabilities {
     pub const PACKED: Capabilities = Capabilities(1 << 4);
     /// A session may use several connections ([`Message::ResumeOver`]); needs `RESUME`.
     pub const SEVERAL: Capabilities = Capabilities(1 << 5);
+    /// Pages may be told by what the peer has already ([`Form::Recalled`](crate::Form::Recalled));
+    /// needs `PACKED`.
+    pub const RECALLED: Capabilities = Capabilities(1 << 6);
     /// Everything that this release knows.
     pub const OURS: Capabilities = Capabilities(
-        Self::REQUIRED.0 | Self::THAWED.0 | Self::RESUME.0 | Self::PACKED.0 | Self::SEVERAL.0,
+        Self::REQUIRED.0
+            | Self::THAWED.0
+            | Self::RESUME.0
+            | Self::PACKED.0
+            | Self::SEVERAL.0
+            | Self::RECALLED.0,
     );
     /// What this release cannot do without.
     pub const REQUIRED: Capabilities = Capabilities(Self::XXH3_128.0 | Self::VERDICT.0);

@@ -7,8 +7,8 @@
 
 use proptest::prelude::*;
 use wire::{
-    BatchWriter, Decoder, Digest, FRAME_HEADER, Frame, MAX_PAYLOAD, Message, Preamble, WireError,
-    ZERO_PAGES_MAX, fuzz_entry, own_frames, put_control, put_device, put_packed,
+    BatchWriter, Decoder, Digest, FRAME_HEADER, Form, Frame, MAX_PAYLOAD, Message, Preamble,
+    WireError, ZERO_PAGES_MAX, fuzz_entry, own_frames, put_control, put_device, put_packed,
 };
 
 const PAGE: usize = 64;
@@ -101,10 +101,11 @@ fn malformed_frames_are_refused() {
 #[test]
 fn a_packed_frame_says_how_long_it_is_when_it_is_unpacked() {
     let mut out = connection();
-    put_packed(2, MAX_PAYLOAD, b"content", &mut out);
+    put_packed(2, Form::Recalled, MAX_PAYLOAD, b"content", &mut out);
     decode_all(&out, |frame| match frame {
         Frame::Packed(packed) => {
             assert_eq!((packed.method, packed.plain_length), (2, MAX_PAYLOAD));
+            assert_eq!(packed.form, Form::Recalled);
             assert_eq!(packed.content, b"content");
         }
         Frame::Preamble(_) => {}
@@ -113,8 +114,10 @@ fn a_packed_frame_says_how_long_it_is_when_it_is_unpacked() {
     let announced = (MAX_PAYLOAD as u32 + 1).to_be_bytes();
     let head = [[5, 0, 0, 0, 0, 0, 0, 8, 1, 0, 0, 0].as_slice(), &announced].concat();
     assert_eq!(error_of(&head), WireError::TooLong(MAX_PAYLOAD as u32 + 1));
-    let reserved = [5, 0, 0, 0, 0, 0, 0, 8, 1, 0, 1, 0, 0, 0, 0, 0];
-    assert_eq!(error_of(&reserved), WireError::BadBatch);
+    for head in [[1, 0, 1, 0], [1, 2, 0, 0]] {
+        let reserved = [&[5, 0, 0, 0, 0, 0, 0, 8], &head[..], &[0; 4]].concat();
+        assert_eq!(error_of(&reserved), WireError::BadBatch);
+    }
     assert_eq!(
         error_of(&[5, 0, 0, 0, 0, 0, 0, 2, 1, 0]),
         WireError::BadBatch

@@ -17,13 +17,17 @@ pub enum Mode {
     StopCopy,
     /// The same, encrypted: those above are not.
     Tls,
-    /// The same, encrypted and compressed, as it is by default: those above are not compressed.
+    /// unmoor with every page live, encrypted.
+    LiveTls,
+    /// unmoor with every page live, compressed as it pays, differences and all.
+    LivePacked,
+    /// Pausing, encrypted and compressed, as it is by default: those above are not compressed.
     Packed,
 }
 
 impl Mode {
     /// All, with the names that the benchmark's command line takes.
-    pub const ALL: [(&'static str, Mode); 11] = [
+    pub const ALL: [(&'static str, Mode); 13] = [
         ("precopy", Mode::Stock(stock::Mode::PreCopy)),
         ("autoconverge", Mode::Stock(stock::Mode::AutoConverge)),
         ("xbzrle", Mode::Stock(stock::Mode::Xbzrle)),
@@ -37,6 +41,8 @@ impl Mode {
         ),
         ("precopy-tls", Mode::StockTls),
         ("tls", Mode::Tls),
+        ("live-tls", Mode::LiveTls),
+        ("live-packed", Mode::LivePacked),
         ("packed", Mode::Packed),
     ];
     /// Those that it compares unless told otherwise: so many of them, from the first on.
@@ -49,6 +55,8 @@ impl Mode {
             Mode::StockTls => "QEMU pre-copy, TLS".into(),
             Mode::Live => "unmoor live".into(),
             Mode::StopCopy => "unmoor stop-copy".into(),
+            Mode::LivePacked => "unmoor live, compressed".into(),
+            Mode::LiveTls => "unmoor live, TLS".into(),
             Mode::Tls => "unmoor, TLS".into(),
             Mode::Packed => "unmoor, TLS, compressed".into(),
         }

@@ -80,22 +80,24 @@ impl Moved {
                 let mode = stock::Mode::PreCopy;
                 by_qemu(lab, source, destination, mode, limits, Some(folders))
             }
-            Mode::Live | Mode::StopCopy => {
-                let protocol = match mode {
-                    Mode::Live => ["--protocol", "live"],
-                    _ => ["--protocol", "stop-copy"],
+            Mode::Live | Mode::LivePacked | Mode::StopCopy => {
+                let how: &[&str] = match mode {
+                    Mode::Live => &["--protocol", "live", "--compress", "none"],
+                    Mode::LivePacked => &["--protocol", "live", "--history", "256MiB"],
+                    _ => &["--protocol", "stop-copy", "--compress", "none"],
                 };
-                let more = [&protocol, &plain, more].concat();
+                let more = [how, more].concat();
                 by_unmoor(lab, source, destination, limits, &more, &[])
             }
-            Mode::Tls | Mode::Packed => {
+            Mode::LiveTls | Mode::Tls | Mode::Packed => {
                 let authority = Authority::new()?;
                 let folders = (authority.issue(HOST_A)?, authority.issue(HOST_B)?);
-                let ours = ["--protocol", "stop-copy", "--tls-dir", &folders.0];
-                let plain: &[&str] = match mode {
-                    Mode::Tls => &plain,
-                    _ => &[],
+                let (protocol, plain): (_, &[&str]) = match mode {
+                    Mode::LiveTls => ("live", &plain),
+                    Mode::Tls => ("stop-copy", &plain),
+                    _ => ("stop-copy", &[]),
                 };
+                let ours = ["--protocol", protocol, "--tls-dir", &folders.0];
                 let more = [&ours, plain, more].concat();
                 let theirs = ["--tls-dir", &folders.1];
                 by_unmoor(lab, source, destination, limits, &more, &theirs)

@@ -98,7 +98,11 @@ pub(super) fn issue(
         let mut params =
             CertificateParams::new(hosts).map_err(|_| CertError::BadName(hosts.join(", ")))?;
         params.distinguished_name = named(first);
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // TLS 1.3 needs the first alone; QEMU refuses certificates without the second.
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
         params.extended_key_usages = vec![purpose];
         params.use_authority_key_identifier_extension = true;
         lasts(&mut params, days);

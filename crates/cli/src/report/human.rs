@@ -212,13 +212,15 @@ fn summarise(summary: &Summary) -> String {
     };
     let compressed = match &summary.compressed {
         Some(it) if it.after_bytes < it.before_bytes => format!(
-            "compressed      {} to {}{}\n",
+            "compressed      {} to {}{}, {} pages by their difference, {} by others\n",
             bytes(it.before_bytes),
             bytes(it.after_bytes),
             it.method
                 .as_ref()
                 .map(|method| format!(" ({method})"))
                 .unwrap_or_default(),
+            count(it.pages_differing),
+            count(it.pages_same),
         ),
         _ => String::new(),
     };

@@ -223,6 +223,10 @@ pub(crate) struct Compressed {
     pub before_bytes: u64,
     /// And after: some may have been left as they were.
     pub after_bytes: u64,
+    /// Of the pages sent, those told as the same as another.
+    pub pages_same: u64,
+    /// Those told by their difference from what they had been.
+    pub pages_differing: u64,
     /// What was chosen at last; absent if nothing was worth it.
     pub method: Option<String>,
 }

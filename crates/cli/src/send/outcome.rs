@@ -37,6 +37,8 @@ impl Session<'_> {
             compressed: self.output.tally().map(|tally| Compressed {
                 before_bytes: tally.before,
                 after_bytes: tally.after,
+                pages_same: tally.same,
+                pages_differing: tally.differing,
                 method: tally.method.map(|method| method.to_string()),
             }),
             guest_memory_bytes: stats.ram_bytes,

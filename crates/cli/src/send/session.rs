@@ -8,6 +8,7 @@ use hypervisor::{
     Incoming, MigrationInfo, MigrationStatus, RunState, Saved, Vm, VmFacts, Wanted, compare,
 };
 use migrate::{KeepAlive, Liveness, Source, SourceAction, SourcePhase};
+use pack::History;
 use qemu_stream::{Event as StreamEvent, Parser};
 use rustix::event::{PollFd, PollFlags};
 use wire::{AbortCode, Accept, Frame, Ledger, Message, Started, put_control};
@@ -35,6 +36,8 @@ use crate::signals::Signals;
 const WAITING_MAX: usize = 512 << 10;
 /// Most threads that compress.
 const THREADS_MAX: usize = 16;
+/// Bytes of a guest page: pages of other sizes are not told by others.
+const PAGE: usize = 4096;
 /// Bytes that may be on their way, or lost, without the destination's word: it gives one for each
 /// MiB. More is needed only by a link that is both long and fast.
 const KEPT_MAX: usize = 32 << 20;
@@ -342,11 +345,13 @@ impl<'a> Session<'a> {
     /// From here on batches of pages are compressed, if that pays.
     fn pack(&mut self) -> Result<(), Failure> {
         let threads = self.args.compress_threads.map_or_else(
-            || std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
+            || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             usize::from,
         );
+        let bytes = usize::try_from(self.args.history).unwrap_or(usize::MAX);
+        let history = (self.engine.can_recall() && bytes > 0).then(|| History::new(PAGE, bytes));
         self.output
-            .pack(self.args.compress, threads.min(THREADS_MAX))
+            .pack(self.args.compress, history, threads.min(THREADS_MAX))
             .map_err(|error| Failure::Failed(format!("cannot start threads: {error}")))?;
         if self.args.compress != CompressArg::None {
             self.steering.link_rate.follow_closely();

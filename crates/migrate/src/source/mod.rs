@@ -191,6 +191,11 @@ impl Source {
         self.uses.has(Capabilities::RESUME)
     }
 
+    /// Whether the destination keeps pages, so that others can be told by them.
+    pub fn can_recall(&self) -> bool {
+        self.can_pack() && self.uses.has(Capabilities::RECALLED)
+    }
+
     /// Whether the session may use several connections.
     pub fn can_use_several(&self) -> bool {
         self.can_resume() && self.uses.has(Capabilities::SEVERAL)

@@ -72,6 +72,8 @@ fn memory_is_equal_and_one_copy_runs_whatever_happens() {
             "left behind as free",
             "link full",
             "packed",
+            "same page",
+            "difference",
             "no room to hold",
         ] {
             assert!(

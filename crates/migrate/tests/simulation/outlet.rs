@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 
 use migrate::Source;
-use pack::{Compressor, Method};
+use pack::{Compressor, History, Method};
 use wire::own_frames;
+
+use crate::qemu::PAGE;
 
 pub(crate) struct Outlet {
     method: Option<Method>,
     compressor: Compressor,
+    history: Option<History>,
 }
 
 impl Outlet {
@@ -18,7 +21,12 @@ impl Outlet {
             1 => Some(Method::Zstd(1)),
             _ => None,
         };
-        Self::with(method)
+        Outlet {
+            history: seed
+                .is_multiple_of(3)
+                .then(|| History::new(PAGE, 40 * PAGE)),
+            ..Self::with(method)
+        }
     }
 
     pub(crate) fn plain() -> Self {
@@ -29,6 +37,7 @@ impl Outlet {
         Outlet {
             method,
             compressor: Compressor::default(),
+            history: None,
         }
     }
 
@@ -42,11 +51,24 @@ impl Outlet {
     ) {
         let method = self.method.filter(|_| source.can_pack());
         for frame in own_frames(frames) {
-            let packed = match (method, frame.pages) {
-                (Some(method), Some(pages)) => self.compressor.compress(method, pages, to),
-                _ => false,
+            let Some((method, pages)) = method.zip(frame.pages) else {
+                to.extend_from_slice(frame.bytes);
+                continue;
             };
-            if packed {
+            let mut batch = Vec::new();
+            let recalled = self
+                .history
+                .as_mut()
+                .and_then(|it| it.recall(pages, &mut batch));
+            if let Some(recalled) = recalled {
+                self.compressor.compress_recalled(method, &batch, to);
+                if recalled.same > 0 {
+                    seen.insert("same page");
+                }
+                if recalled.differing > 0 {
+                    seen.insert("difference");
+                }
+            } else if self.compressor.compress(method, pages, to) {
                 seen.insert("packed");
             } else {
                 to.extend_from_slice(frame.bytes);

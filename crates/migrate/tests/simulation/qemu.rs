@@ -174,7 +174,7 @@ impl SourceQemu {
         if fill == 0 {
             self.builder.zero(block, offset);
         } else {
-            self.builder.page(block, offset, &[fill; PAGE]);
+            self.builder.page(block, offset, &content(fill));
         }
         self.sent.insert(key, fill);
         self.cursor = (key.0, key.1 + 1);
@@ -225,7 +225,6 @@ impl DestinationQemu {
                     data,
                     ..
                 } => {
-                    assert!(data.iter().all(|byte| *byte == data[0]) || data.len() == PAGE);
                     self.ram
                         .insert((block.0, offset / PAGE as u64), page_number(data));
                 }
@@ -273,9 +272,16 @@ impl DestinationQemu {
     }
 }
 
-/// The number that fills a page, or 255 for a page that is not of one number.
+/// The page of a number: the odd ones differ in their first bytes only, and so do the even ones.
+fn content(number: u8) -> [u8; PAGE] {
+    let mut page = [1 + number % 2; PAGE];
+    page[..8].fill(number);
+    page
+}
+
+/// The number whose page this is, or 255.
 fn page_number(data: &[u8]) -> u8 {
-    if data.iter().all(|byte| *byte == data[0]) {
+    if data == content(data[0]) {
         data[0]
     } else {
         255

@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use pack::Chooser;
+use pack::{Chooser, History};
 use wire::own_frames;
 
 use super::meter::LinkRate;
@@ -51,7 +51,12 @@ pub(super) struct Sent {
 
 impl Outlet {
     /// From here on batches are compressed, if that pays: between two frames.
-    pub(super) fn pack(&mut self, how: CompressArg, threads: usize) -> io::Result<()> {
+    pub(super) fn pack(
+        &mut self,
+        how: CompressArg,
+        history: Option<History>,
+        threads: usize,
+    ) -> io::Result<()> {
         let chooser = match how {
             CompressArg::None => return Ok(()),
             CompressArg::Auto => Chooser::new(threads),
@@ -59,7 +64,7 @@ impl Outlet {
         };
         // What is there already is as it was put.
         self.shares.add(self.output.len(), self.output.len());
-        self.packing = Some(Packing::start(chooser, threads)?);
+        self.packing = Some(Packing::start(chooser, history, threads)?);
         Ok(())
     }
 

@@ -5,11 +5,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use pack::{Chooser, Method, Scout};
+use pack::{Chooser, History, Method, Scout};
 use wire::{BATCH_BYTES, OwnFrame};
 
 use super::shares::Shares;
-use super::workers::{Done, Job, Workers};
+use super::workers::{Batch, Done, Job, Workers};
 use crate::buffer::Output;
 
 /// Smaller batches are not worth the way to another thread and back.
@@ -22,6 +22,8 @@ const BATCH_LIMIT: Duration = Duration::from_secs(5);
 pub(super) struct Packing {
     chooser: Chooser,
     scout: Scout,
+    /// What the destination has, if it keeps anything.
+    history: Option<History>,
     workers: Workers,
     threads: usize,
     line: VecDeque<Piece>,
@@ -43,6 +45,10 @@ pub(crate) struct Tally {
     pub(crate) after: u64,
     /// The present choice.
     pub(crate) method: Option<Method>,
+    /// Pages told as the same as another.
+    pub(crate) same: u64,
+    /// Pages told by their difference from what they were.
+    pub(crate) differing: u64,
 }
 
 #[derive(Debug)]
@@ -53,10 +59,15 @@ struct Piece {
 }
 
 impl Packing {
-    pub(super) fn start(chooser: Chooser, threads: usize) -> io::Result<Self> {
+    pub(super) fn start(
+        chooser: Chooser,
+        history: Option<History>,
+        threads: usize,
+    ) -> io::Result<Self> {
         Ok(Packing {
             chooser,
             scout: Scout::default(),
+            history,
             workers: Workers::start(threads)?,
             threads,
             line: VecDeque::new(),
@@ -92,12 +103,12 @@ impl Packing {
             Some(pages) if plain >= SMALLEST => {
                 self.method = self.chooser.choose(link);
                 let method = self.method;
-                method.and_then(|method| Some((method, self.scout.look(pages)?)))
+                method.and_then(|method| Some((method, self.batch(frame, pages)?)))
             }
             _ => None,
         };
         self.tally.method = self.method;
-        if let Some((method, why)) = job {
+        if let Some((method, batch)) = job {
             let number = self.first + self.line.len() as u64;
             self.line.push_back(Piece {
                 plain,
@@ -106,8 +117,7 @@ impl Packing {
             return self.workers.give(Job {
                 number,
                 method,
-                why,
-                frame: frame.bytes.to_vec(),
+                batch,
             });
         }
         if frame.pages.is_some() {
@@ -127,6 +137,20 @@ impl Packing {
                 frames: Some(frame.bytes.to_vec()),
             }),
         }
+    }
+
+    /// What is to be compressed, if anything is.
+    fn batch(&mut self, frame: OwnFrame<'_>, pages: &[u8]) -> Option<Batch> {
+        if let Some(history) = &mut self.history {
+            let mut batch = Vec::new();
+            if let Some(recalled) = history.recall(pages, &mut batch) {
+                self.tally.same += recalled.same as u64;
+                self.tally.differing += recalled.differing as u64;
+                return Some(Batch::Recalled(batch, frame.bytes.len()));
+            }
+        }
+        let why = self.scout.look(pages)?;
+        Some(Batch::Pages(frame.bytes.to_vec(), why))
     }
 
     /// Packed bytes for each plain one, of all batches so far.
@@ -181,8 +205,10 @@ impl Packing {
             frame,
             took,
         } = done;
-        self.scout.tried(why, plain, frame.len());
-        if frame.len() < plain {
+        if let Some(why) = why {
+            self.scout.tried(why, plain, frame.len());
+        }
+        if why.is_some() && frame.len() < plain {
             self.chooser.learnt(method, plain, frame.len(), took);
         }
         self.tally.before += plain as u64;

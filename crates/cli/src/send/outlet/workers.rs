@@ -20,10 +20,16 @@ const NICE: i32 = 5;
 pub(super) struct Job {
     pub(super) number: u64,
     pub(super) method: Method,
-    /// Why it is tried.
-    pub(super) why: Try,
-    /// A whole pages frame.
-    pub(super) frame: Vec<u8>,
+    pub(super) batch: Batch,
+}
+
+/// What is compressed.
+#[derive(Debug)]
+pub(super) enum Batch {
+    /// A whole pages frame, and why it is tried.
+    Pages(Vec<u8>, Try),
+    /// A recalled batch, and the bytes of the frame that it stands for.
+    Recalled(Vec<u8>, usize),
 }
 
 /// A batch that is compressed, or was left as it is.
@@ -31,7 +37,8 @@ pub(super) struct Job {
 pub(super) struct Done {
     pub(super) number: u64,
     pub(super) method: Method,
-    pub(super) why: Try,
+    /// Why it was tried; nothing if it had to be.
+    pub(super) why: Option<Try>,
     /// Bytes of the plain frame.
     pub(super) plain: usize,
     /// A whole frame.
@@ -95,21 +102,30 @@ fn work(to_do: &Mutex<Receiver<Job>>, tell: &Sender<Done>, bell: &OwnedFd) {
         let Ok(Job {
             number,
             method,
-            why,
-            frame,
+            batch,
         }) = next
         else {
             return;
         };
         let begun = Instant::now();
         let mut packed = Vec::new();
-        let smaller = compressor.compress(method, &frame[FRAME_HEADER..], &mut packed);
+        let (plain, frame, why) = match batch {
+            Batch::Pages(frame, why) => {
+                let plain = frame.len();
+                let smaller = compressor.compress(method, &frame[FRAME_HEADER..], &mut packed);
+                (plain, if smaller { packed } else { frame }, Some(why))
+            }
+            Batch::Recalled(batch, plain) => {
+                compressor.compress_recalled(method, &batch, &mut packed);
+                (plain, packed, None)
+            }
+        };
         let done = Done {
             number,
             method,
             why,
-            plain: frame.len(),
-            frame: if smaller { packed } else { frame },
+            plain,
+            frame,
             took: begun.elapsed(),
         };
         if tell.send(done).is_err() {
