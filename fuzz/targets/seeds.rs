@@ -7,7 +7,9 @@ use std::path::Path;
 
 use qemu_stream::return_path::Message as Answer;
 use qemu_stream::test_support::StreamBuilder;
-use wire::{BatchWriter, Digest, Message, Preamble, put_control, put_device};
+use wire::{
+    BatchWriter, Digest, Form, Message, Preamble, chunk_header, put_control, put_device, put_packed,
+};
 
 fn main() -> std::io::Result<()> {
     let folder = std::env::args().nth(1).unwrap_or_else(|| ".".into());
@@ -15,6 +17,8 @@ fn main() -> std::io::Result<()> {
         ("stream", stream()),
         ("return_path", return_path()),
         ("wire", connection()),
+        ("stripes", chunks()),
+        ("pack", pack::fuzz_entry::seed()),
         ("guest", guest_proto::fuzz_entry::seeds().concat()),
     ] {
         let folder = Path::new(&folder).join(target);
@@ -68,5 +72,11 @@ fn connection() -> Vec<u8> {
     batch.flush(&mut bytes);
     put_control(&Message::Ready(Digest { pages: 2, sum: 9 }), &mut bytes);
     put_device(&[1, 2, 3], &mut bytes);
+    put_packed(1, Form::Recalled, 4096, &[1, 2, 3], &mut bytes);
     bytes
+}
+
+fn chunks() -> Vec<u8> {
+    let chunk = |at: u64| [&chunk_header(at, 4)[..], b"data"].concat();
+    [chunk(4), chunk(0), chunk(12), chunk(8)].concat()
 }

@@ -417,13 +417,16 @@ mod tests {
 
         /// Nothing that a peer sends makes it panic.
         #[test]
-        fn garbage_is_refused_or_taken(batches in prop::collection::vec(
-            prop::collection::vec(0u8..5, 0..300), 1..10,
-        )) {
-            let mut there = Recollection::default();
-            for batch in batches {
-                let _ = there.recall(&batch, PAGE, &mut Vec::new());
-            }
+        fn garbage_is_refused_or_taken(
+            data in prop::collection::vec(0u8..5, 0..3000),
+            at in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+        ) {
+            crate::fuzz_entry::unpack(&data);
+            let mut seed = crate::fuzz_entry::seed();
+            let at = at.index(seed.len());
+            seed[at] = byte;
+            crate::fuzz_entry::unpack(&seed);
         }
     }
 }

@@ -10,6 +10,8 @@
 
 mod chooser;
 mod codec;
+#[cfg(any(test, feature = "test-support"))]
+pub mod fuzz_entry;
 mod history;
 mod method;
 mod scout;

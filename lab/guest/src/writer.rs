@@ -240,7 +240,7 @@ impl Writer {
     }
 }
 
-/// A page's body: xorshift from its head, or one of 4096 words by it.
+/// A page's body: xorshift from its head, or one of 1024 words by it.
 struct Body {
     state: u64,
     text: bool,
@@ -261,7 +261,7 @@ impl Body {
         self.state ^= self.state >> 7;
         self.state ^= self.state << 17;
         match self.text {
-            true => (self.state & 0xfff).wrapping_mul(Self::SPREAD),
+            true => (self.state & 0x3ff).wrapping_mul(Self::SPREAD),
             false => self.state,
         }
     }

@@ -325,3 +325,107 @@ impl Write for Booked<'_> {
         self.link.write(&[]).map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    use super::*;
+
+    /// Links of both sides, and a grip on each.
+    struct Links {
+        source: Vec<Link>,
+        destination: Vec<Link>,
+        grips: Vec<TcpStream>,
+    }
+
+    fn links(count: usize) -> Links {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut links = Links {
+            source: Vec::new(),
+            destination: Vec::new(),
+            grips: Vec::new(),
+        };
+        for _ in 0..count {
+            let here = TcpStream::connect(address).unwrap();
+            let (there, peer) = listener.accept().unwrap();
+            links.grips.push(here.try_clone().unwrap());
+            links
+                .source
+                .push(Link::new(here, address, None, None).unwrap());
+            links
+                .destination
+                .push(Link::new(there, peer, None, None).unwrap());
+        }
+        links
+    }
+
+    /// Small steps of a generator: which link, how many bytes, when.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, limit: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            usize::try_from(self.0 % limit as u64).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_stream_survives_the_loss_of_any_link() {
+        for seed in 1..20 {
+            let mut dice = Dice(seed * 0x9e37_79b9_7f4a_7c15);
+            let stream: Vec<u8> = (0..251).cycle().take(3 << 20).collect();
+            let mut first = links(1);
+            let mut grips = first.grips;
+            let ledger = || Ledger::new(1 << 20, 64 << 10);
+            let mut source = Channel::new(first.source.remove(0), ledger());
+            let mut destination = Channel::new(first.destination.remove(0), ledger());
+            let (mut output, mut input) = (Output::default(), Input::default());
+            let mut words = Input::default();
+            let (mut put, mut came, mut cuts) = (0, Vec::new(), 0);
+            while came.len() < stream.len() {
+                let count = dice.below(200_000).min(stream.len() - put);
+                output.tail().extend_from_slice(&stream[put..put + count]);
+                put += count;
+                if cuts < 8 && dice.below(20) == 0 {
+                    let which = dice.below(grips.len());
+                    // It may be lost already, and nobody have noticed.
+                    let _ = grips[which].shutdown(Shutdown::Both);
+                    cuts += 1;
+                }
+                let limit = 1 + dice.below(400_000);
+                let sent = source.send(&mut output, limit);
+                let heard = source.receive(&mut words);
+                let received = destination.receive(&mut input);
+                came.extend_from_slice(input.unread());
+                input.consume(input.unread().len());
+                assert_eq!(came[..], stream[..came.len()], "seed {seed}");
+                if let Some(upto) = destination.owes() {
+                    source.acknowledged(upto).unwrap();
+                }
+                let is_lost = sent.is_err()
+                    || matches!(heard, Err(_) | Ok(Filled::Closed))
+                    || matches!(received, Err(_) | Ok(Filled::Closed));
+                if is_lost {
+                    source.disconnect();
+                    destination.disconnect();
+                    let next = links(1 + dice.below(4));
+                    grips = next.grips;
+                    let wants = destination.position().unwrap();
+                    let side = Side::Source;
+                    source
+                        .resume(side, next.source, wants, &[], &mut words)
+                        .unwrap();
+                    let side = Side::Destination { window: 1 << 20 };
+                    destination
+                        .resume(side, next.destination, 0, &[], &mut input)
+                        .unwrap();
+                }
+            }
+            assert_eq!(came, stream);
+        }
+    }
+}

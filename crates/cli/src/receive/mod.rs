@@ -3,6 +3,7 @@
 mod cut;
 mod joined;
 mod newcomer;
+mod outcome;
 mod session;
 mod told;
 

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime};
 
-use hypervisor::{Incoming, RunState, Saved, VmFacts, discard_destination};
+use hypervisor::{Incoming, RunState, Saved, VmFacts};
 use migrate::{
     Destination, DestinationAction, DestinationPhase, Fault, KeepAlive, Liveness, Outputs,
 };
@@ -16,13 +16,14 @@ use super::Receiver;
 use super::cut::Cut;
 use super::joined::Joined;
 use super::newcomer::Newcomer;
+use super::outcome::code_of;
 use crate::agent::Client;
 use crate::buffer::{Filled, Input, Output};
 use crate::exit::Exit;
 use crate::net::{Channel, Link};
 use crate::poll::wait;
 use crate::random;
-use crate::report::{Event, peak_memory, session_name};
+use crate::report::{Event, session_name};
 use crate::send::Failure;
 
 /// Bytes waiting for QEMU beyond which nothing more is read from the link.
@@ -31,12 +32,8 @@ const WAITING_MAX: usize = 512 << 10;
 const KEPT_MAX: usize = 1 << 20;
 /// Received bytes after which the source gets a word, so that it need not keep them.
 const ACK_EVERY: u64 = 1 << 20;
-/// Longest wait for the peer to take our last words.
-const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 /// How long a started VM's relay waits for a source that may not know yet.
 const LINGER: Duration = Duration::from_secs(60);
-/// Longest wait for a QEMU that is being given up to end.
-const DISCARD_LIMIT: Duration = Duration::from_secs(5);
 /// Longest wait for the agent to thaw what was frozen.
 const THAW_LIMIT: Duration = Duration::from_secs(5);
 /// Guest memory that a source may describe beyond twice what this QEMU has: firmware, video
@@ -69,16 +66,16 @@ pub(super) struct Session<'r, 'a> {
     pub(super) ticket: Option<[u8; 32]>,
     pub(super) to_peer: Output,
     pub(super) to_qemu: Output,
-    qemu: Option<Qemu>,
-    saved: Option<Saved>,
+    pub(super) qemu: Option<Qemu>,
+    pub(super) saved: Option<Saved>,
     pub(super) session: Option<[u8; 16]>,
     committed: Option<Duration>,
     resumed: Option<Duration>,
     linger_until: Option<Instant>,
     /// Whether the VM runs here.
-    running: bool,
+    pub(super) running: bool,
     /// Processes that the agent thawed.
-    thawed: Option<u32>,
+    pub(super) thawed: Option<u32>,
 }
 
 /// What is spoken over with the source.
@@ -91,7 +88,7 @@ pub(super) struct Connection {
     is_fresh: bool,
 }
 
-struct Qemu {
+pub(super) struct Qemu {
     socket: UnixStream,
     input: Input,
     parser: ReturnPathParser,
@@ -615,97 +612,6 @@ impl<'r, 'a> Session<'r, 'a> {
                 "the destination QEMU refused the VM ({what}): its log says why; most often it was started with other devices than the source"
             ),
         })
-    }
-
-    /// The VM is here.
-    fn moved(mut self, trouble: Option<String>) -> Ending {
-        if let Some(connection) = &mut self.link {
-            let _ = connection
-                .channel
-                .send_all(&mut self.to_peer, LAST_WORDS_LIMIT);
-        }
-        if let Some(trouble) = trouble {
-            self.receiver.report.tell(&Event::Note {
-                text: format!("the VM is here, but {trouble}"),
-            });
-        }
-        if let Some(saved) = self.saved.take()
-            && let Err(error) = saved.restore(&mut self.receiver.vm)
-        {
-            self.receiver.report.tell(&Event::Note {
-                text: format!("the settings of the QEMU here could not be restored: {error}"),
-            });
-        }
-        self.receiver.report.tell(&Event::Received {
-            running: self.running,
-            pages: self.engine.pages(),
-            thawed: self.thawed,
-            relay_memory_bytes: peak_memory(),
-        });
-        Ending::Over(Exit::Success)
-    }
-
-    /// Something failed after the commit has come and before QEMU has said that the VM is
-    /// started. The VM belongs here now: whatever state it is in, it is not thrown away.
-    fn starting_failed(mut self, failure: &Failure) -> Ending {
-        let state = self.receiver.vm.status();
-        if let Ok(RunState::Running) = state {
-            let started = Started {
-                running: true,
-                resume_after_us: 0,
-            };
-            self.running = true;
-            self.engine.started(started, self.to_peer.tail());
-            return self.moved(Some(failure.to_string()));
-        }
-        let state = match state {
-            Ok(state) => format!("its state is `{state}`"),
-            Err(error) => format!("its state is not known ({error})"),
-        };
-        let vm = format!(
-            "the commit has come, so the VM belongs here, but it does not run: {state}; the source keeps its copy paused, look at both before you resume one"
-        );
-        self.receiver.report.tell(&Event::Failed {
-            exit: Exit::InDoubt as u8,
-            error: failure.to_string(),
-            vm,
-        });
-        Ending::Over(Exit::InDoubt)
-    }
-
-    /// The VM does not come: tells the source, and ends the QEMU here if it has been used.
-    fn give_up(mut self, failure: &Failure, code: AbortCode) -> Ending {
-        self.engine
-            .abort(code, &failure.to_string(), self.to_peer.tail());
-        if let Some(connection) = &mut self.link {
-            let _ = connection
-                .channel
-                .send_all(&mut self.to_peer, LAST_WORDS_LIMIT);
-        }
-        if self.qemu.take().is_none() {
-            return Ending::Untouched(match failure {
-                Failure::Refused(text) => Failure::Refused(text.clone()),
-                Failure::Cancelled(text) => Failure::Cancelled(text.clone()),
-                Failure::Failed(text) => Failure::Failed(text.clone()),
-            });
-        }
-        let vm = match discard_destination(&mut self.receiver.vm, DISCARD_LIMIT) {
-            Ok(()) => {
-                "the VM was not started here, and the QEMU that waited for it has ended".into()
-            }
-            Err(error) => format!(
-                "the VM was not started here, but the QEMU that waited for it could not be ended: {error}"
-            ),
-        };
-        Ending::Over(super::fail(self.receiver.report.as_mut(), failure, &vm))
-    }
-}
-
-fn code_of(failure: &Failure) -> AbortCode {
-    match failure {
-        Failure::Refused(_) => AbortCode::Mismatch,
-        Failure::Cancelled(_) => AbortCode::Cancelled,
-        Failure::Failed(_) => AbortCode::Other,
     }
 }
 

@@ -9,6 +9,7 @@ mod metrics;
 mod record;
 mod recorder;
 mod samples;
+mod traced;
 mod units;
 
 use std::time::Instant;
@@ -24,6 +25,7 @@ pub(crate) use kept::{folder as records_folder, names as records};
 pub(crate) use metrics::Metrics;
 pub(crate) use record::{Forecast, ForecastPause, Wanted};
 pub(crate) use recorder::Recorder;
+use traced::Traced;
 pub(crate) use units::{bytes, count, duration_ms, rate};
 
 /// Something worth telling. The JSON form of these is a documented interface: fields are added,
@@ -274,12 +276,15 @@ pub(crate) trait Report {
     fn detail(&mut self, _detail: &Detail<'_>) {}
 }
 
-/// The reporter that the options ask for.
+/// The reporter that the options, and the environment, ask for.
 pub(crate) fn reporter(json: bool, quiet: bool) -> Box<dyn Report> {
-    if json {
-        Box::new(Json::new(Instant::now()))
-    } else {
-        Box::new(Human::new(quiet))
+    let reporter: Box<dyn Report> = match json {
+        true => Box::new(Json::new(Instant::now())),
+        false => Box::new(Human::new(quiet)),
+    };
+    match traced::begin() {
+        true => Box::new(Traced::new(reporter)),
+        false => reporter,
     }
 }
 

@@ -6,11 +6,14 @@ mod hook;
 mod meter;
 mod outcome;
 mod outlet;
+mod progress;
 mod sample;
 mod session;
 mod settle;
 mod several;
+mod start;
 mod steer;
+mod stream;
 mod told;
 
 use std::fmt;

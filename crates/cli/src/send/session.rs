@@ -1,43 +1,31 @@
 //! One migration seen from the source: the loop that feeds the engine and does what it asks.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime};
 
-use hypervisor::{
-    Incoming, MigrationInfo, MigrationStatus, RunState, Saved, Vm, VmFacts, Wanted, compare,
-};
+use hypervisor::{Incoming, MigrationInfo, MigrationStatus, RunState, Saved, Vm, VmFacts};
 use migrate::{KeepAlive, Liveness, Source, SourceAction, SourcePhase};
-use pack::History;
-use qemu_stream::{Event as StreamEvent, Parser};
 use rustix::event::{PollFd, PollFlags};
-use wire::{AbortCode, Accept, Frame, Ledger, Message, Started, put_control};
+use wire::{AbortCode, Frame, Ledger, Message, Started, put_control};
 
+use super::Failure;
 use super::cut::Cut;
 use super::hook::Hook;
-use super::meter::{Meter, seconds_to_switchover};
+use super::meter::Meter;
 use super::outlet::{Outlet, Sent};
 use super::settle::Settled;
 use super::steer::Steering;
-use super::{Failure, tell_findings};
-use crate::args::{CompressArg, SendArgs, StallArg};
+use super::stream::QemuStream;
+use crate::args::SendArgs;
 use crate::buffer::{Filled, Input};
 use crate::control::{Control, Role};
 use crate::exit::Exit;
 use crate::guardian::{Guardian, Watch};
-use crate::net::{Channel, Connector, Link, Protection, host_of};
+use crate::net::{Channel, Connector, Link};
 use crate::pace::Pace;
 use crate::poll::wait;
-use crate::report::{Detail, Event, Progress, Report, session_name};
+use crate::report::{Event, Report, session_name};
 use crate::signals::Signals;
 
-/// Bytes waiting for the link beyond which nothing more is read from QEMU. Small: what waits
-/// here when the VM stops is downtime, and back-pressure tells QEMU the link's true speed.
-const WAITING_MAX: usize = 512 << 10;
-/// Most threads that compress.
-const THREADS_MAX: usize = 16;
-/// Bytes of a guest page: pages of other sizes are not told by others.
-const PAGE: usize = 4096;
 /// Bytes that may be on their way, or lost, without the destination's word: it gives one for each
 /// MiB. More is needed only by a link that is both long and fast.
 const KEPT_MAX: usize = 32 << 20;
@@ -52,8 +40,6 @@ pub(super) const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 /// Longest wait for the destination to say that it has thawed what was frozen. The VM runs there
 /// already.
 const THAW_LIMIT: Duration = Duration::from_secs(8);
-/// The name under which QEMU knows its end of the stream.
-const STREAM_FD: &str = "unmoor-migration";
 
 /// A migration from here.
 pub(crate) struct Session<'a> {
@@ -96,15 +82,6 @@ pub(crate) struct Session<'a> {
     pub(super) query: Query,
 }
 
-/// QEMU's stream as it comes out.
-pub(super) struct QemuStream {
-    socket: UnixStream,
-    input: Input,
-    parser: Parser,
-    /// QEMU has closed it after its end.
-    closed: bool,
-}
-
 /// When things happened.
 pub(super) struct Times {
     pub(super) begun: Instant,
@@ -122,14 +99,14 @@ pub(super) struct Times {
 pub(super) struct Meters {
     pub(super) wire_bytes: u64,
     pub(super) wire: Meter,
-    memory: Meter,
+    pub(super) memory: Meter,
     pub(super) passes: u64,
 }
 
 /// The poll of `query-migrate`: asked without waiting, since QEMU does not answer while the last
 /// memory is written.
 pub(super) struct Query {
-    pending: Option<hypervisor::Id>,
+    pub(super) pending: Option<hypervisor::Id>,
     pub(super) info: Option<MigrationInfo>,
 }
 
@@ -277,88 +254,6 @@ impl<'a> Session<'a> {
         Ok(Turn::Go)
     }
 
-    /// The destination takes part: prepares QEMU, with a guardian watching, and lets it write.
-    fn start_qemu(&mut self, accept: &Accept) -> Result<(), Failure> {
-        if !self.engine.can_resume() {
-            self.channel.keep_no_copies();
-        }
-        if self.engine.can_pack() {
-            self.pack()?;
-        }
-        let theirs: VmFacts = serde_json::from_str(&accept.vm_facts).map_err(|error| {
-            Failure::Failed(format!(
-                "the destination describes its VM unreadably: {error}"
-            ))
-        })?;
-        tell_findings(&compare(&self.facts, &theirs), self.report)?;
-        self.report.detail(&Detail::Destination(&theirs));
-        self.destination_qemu = theirs.qemu_version.to_string();
-        self.was_running = self.vm.status().map_err(|e| failed(&e))? == RunState::Running;
-
-        let wanted = Wanted {
-            downtime_limit: self.steering.pilot.first_downtime_limit(),
-            may_throttle: self.args.on_stall == StallArg::AutoConverge,
-        };
-        let plan = Saved::plan_source(&mut self.vm, &wanted).map_err(|e| failed(&e))?;
-        let named = self.args.tls_hostname.as_deref();
-        let host = named.unwrap_or(host_of(&self.args.to));
-        let mut guardian = Guardian::start().map_err(|error| {
-            Failure::Failed(format!("cannot start the guardian process: {error}"))
-        })?;
-        let watch = Watch {
-            session: self.session,
-            qmp: std::path::absolute(&self.args.qmp).unwrap_or(self.args.qmp.clone()),
-            peer: self.channel.peer(),
-            protection: Protection::from_args(&self.args.net),
-            host: host.to_owned(),
-            from: self.args.bind,
-            was_running: self.was_running,
-            saved: plan.clone(),
-        };
-        self.watch = Some(watch.clone());
-        guardian
-            .guard(watch)
-            .map_err(|error| Failure::Failed(format!("the guardian does not answer: {error}")))?;
-        self.guardian = Some(guardian);
-        self.saved = Some(plan.clone());
-        plan.apply(&mut self.vm).map_err(|e| failed(&e))?;
-
-        let (ours, qemus) = UnixStream::pair().map_err(|e| failed(&e))?;
-        ours.set_nonblocking(true).map_err(|e| failed(&e))?;
-        self.vm
-            .send_fd(STREAM_FD, OwnedFd::from(qemus).as_fd())
-            .map_err(|e| failed(&e))?;
-        self.qemu = Some(QemuStream {
-            socket: ours,
-            input: Input::default(),
-            parser: Parser::new(),
-            closed: false,
-        });
-        self.times.migrate = Some(Instant::now());
-        self.vm
-            .migrate(&format!("fd:{STREAM_FD}"))
-            .map_err(|e| failed(&e))?;
-        self.tell_phase();
-        Ok(())
-    }
-
-    /// From here on batches of pages are compressed, if that pays.
-    fn pack(&mut self) -> Result<(), Failure> {
-        let threads = self.args.compress_threads.map_or_else(
-            || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            usize::from,
-        );
-        let bytes = usize::try_from(self.args.history).unwrap_or(usize::MAX);
-        let history = (self.engine.can_recall() && bytes > 0).then(|| History::new(PAGE, bytes));
-        self.output
-            .pack(self.args.compress, history, threads.min(THREADS_MAX))
-            .map_err(|error| Failure::Failed(format!("cannot start threads: {error}")))?;
-        if self.args.compress != CompressArg::None {
-            self.steering.link_rate.follow_closely();
-        }
-        Ok(())
-    }
-
     /// The last step before the point of no return.
     pub(super) fn commit(&mut self) -> Result<(), Failure> {
         if let Some(cut) = &mut self.cut {
@@ -423,23 +318,6 @@ impl<'a> Session<'a> {
 
     pub(super) fn vm_runs(&self) -> bool {
         self.times.stopped.is_none()
-    }
-
-    /// Whether QEMU's stream may be read: there is room for what it brings, and the pilot agrees.
-    fn may_read(&self) -> bool {
-        let open = self.qemu.as_ref().is_some_and(|qemu| !qemu.closed);
-        let pilot = &self.steering.pilot;
-        let room = !self.link_is_full() || pilot.reads_ahead(&self.engine);
-        open && room && pilot.may_read(&self.engine)
-    }
-
-    /// Bytes that may wait for the link, and for what is done to them on the way.
-    pub(super) fn room_in_all(&self) -> usize {
-        WAITING_MAX + self.output.appetite()
-    }
-
-    fn link_is_full(&self) -> bool {
-        self.output.len() >= self.room_in_all()
     }
 
     /// Everything that is due by the clock; returns when to come back.
@@ -512,7 +390,7 @@ impl<'a> Session<'a> {
         let link = link_from..fds.len();
         let reading = self.qemu.as_ref().filter(|_| self.may_read());
         let qemu_at = reading.map(|qemu| {
-            fds.push(PollFd::new(&qemu.socket, PollFlags::IN));
+            fds.push(PollFd::from_borrowed_fd(qemu.fd(), PollFlags::IN));
             fds.len() - 1
         });
         let hook_at = self.hook.as_ref().map(|hook| {
@@ -685,81 +563,6 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn read_qemu(&mut self) -> Result<(), Failure> {
-        let Some(qemu) = &mut self.qemu else {
-            return Ok(());
-        };
-        let filled = qemu.input.fill(&mut qemu.socket);
-        match filled {
-            Ok(Filled::Some(_)) => {}
-            Ok(Filled::WouldBlock) => return Ok(()),
-            Ok(Filled::Closed) => {
-                qemu.closed = true;
-                return self.qemu_closed();
-            }
-            Err(error) => {
-                return Err(self.qemu_failed(&format!("reading QEMU's stream failed: {error}")));
-            }
-        }
-        self.take_events()
-    }
-
-    /// Gives what QEMU has written to the engine.
-    fn take_events(&mut self) -> Result<(), Failure> {
-        let full = self.link_is_full();
-        self.engine.link_is_full(full);
-        let Some(qemu) = &mut self.qemu else {
-            return Ok(());
-        };
-        let before = self.engine.phase();
-        // What must go out first is put in portions, by the pump.
-        while !self.engine.must_drain() {
-            let parsed = qemu.parser.next(qemu.input.unread());
-            let Some((used, event)) = parsed.map_err(|e| failed(&e))? else {
-                break;
-            };
-            self.engine
-                .event(
-                    &event,
-                    qemu.parser.blocks(),
-                    qemu.parser.page_size(),
-                    self.output.tail(),
-                )
-                .map_err(|e| failed(&e))?;
-            qemu.input.consume(used);
-        }
-        if self.engine.phase() != before {
-            self.tell_phase();
-        }
-        Ok(())
-    }
-
-    /// QEMU has closed its stream: after its end, without a description before it, or too early.
-    fn qemu_closed(&mut self) -> Result<(), Failure> {
-        let Some(qemu) = &mut self.qemu else {
-            return Ok(());
-        };
-        // Device state that looked like a description is device state now.
-        qemu.parser.close();
-        self.take_events()?;
-        let Some(qemu) = &mut self.qemu else {
-            return Ok(());
-        };
-        let page_size = qemu.parser.page_size();
-        match qemu.parser.finish(qemu.input.unread()) {
-            Ok(end) => {
-                if let Some(end @ StreamEvent::End { .. }) = end {
-                    self.engine
-                        .event(&end, &[], page_size, self.output.tail())
-                        .map_err(|e| failed(&e))?;
-                    self.tell_phase();
-                }
-                Ok(())
-            }
-            Err(error) => Err(self.qemu_failed(&error.to_string())),
-        }
-    }
-
     fn read_hook(&mut self) -> Result<(), Failure> {
         let Some(hook) = &mut self.hook else {
             return Ok(());
@@ -776,69 +579,6 @@ impl<'a> Session<'a> {
                 "--before-commit failed ({status})"
             )))
         }
-    }
-
-    fn progress(&mut self, now: Instant) -> Result<(), Failure> {
-        let stats = self.engine.stats();
-        let page_size = 4096.0;
-        let pages = stats.pages_sent + stats.pages_zero + stats.pages_dropped;
-        self.meters.wire.sample(now, self.meters.wire_bytes);
-        self.meters.memory.sample(now, pages);
-        if self.query.pending.is_none() && self.vm_runs() {
-            let asked = self.vm.submit_migration_query().map_err(|e| failed(&e))?;
-            self.query.pending = Some(asked);
-        }
-        let ram = self.query.info.as_ref().and_then(|info| info.ram.as_ref());
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let left = ram.and_then(|ram| {
-            seconds_to_switchover(
-                ram.remaining as f64,
-                self.meters.memory.rate() * page_size,
-                ram.dirty_pages_rate as f64 * page_size,
-                self.args.downtime_limit,
-            )
-        });
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a rate is neither negative nor near the limit"
-        )]
-        let rate = self.meters.wire.rate() as u64;
-        self.report.tell(&Event::Progress(Progress {
-            phase: self.engine.phase().describe(),
-            pass: self.meters.passes.max(1),
-            wire_bytes: self.meters.wire_bytes,
-            pages_sent: stats.pages_sent,
-            pages_zero: stats.pages_zero,
-            pages_dropped: stats.pages_dropped,
-            pages_free: stats.pages_free,
-            pages_paused: stats.pages_paused,
-            pages_cooled: stats.pages_cooled,
-            pages_flushed: stats.pages_flushed,
-            held_bytes: self.engine.held_bytes(),
-            rate,
-            remaining_bytes: ram.map(|ram| ram.remaining),
-            seconds_to_switchover: left,
-        }));
-        Ok(())
-    }
-
-    fn tell_phase(&mut self) {
-        let phase = self.engine.phase().describe();
-        self.report.tell(&Event::Phase { phase });
-    }
-
-    /// QEMU has given up by itself: with its own words, if it has any.
-    fn qemu_failed(&mut self, what: &str) -> Failure {
-        let words = self
-            .vm
-            .migration_info()
-            .ok()
-            .and_then(|info| info.error_desc);
-        Failure::Failed(match words {
-            Some(words) => format!("the source QEMU ended the migration: {words}"),
-            None => what.to_owned(),
-        })
     }
 
     fn peer_lost(&self, error: &std::io::Error) -> String {

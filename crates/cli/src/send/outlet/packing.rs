@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use pack::{Chooser, History, Method, Scout};
-use wire::{BATCH_BYTES, OwnFrame};
+use pack::{Chooser, History, Method, Recalled, Scout};
+use wire::{BATCH_BYTES, FRAME_HEADER, Form, OwnFrame, put_packed};
 
 use super::shares::Shares;
 use super::workers::{Batch, Done, Job, Workers};
@@ -14,6 +14,8 @@ use crate::buffer::Output;
 
 /// Smaller batches are not worth the way to another thread and back.
 const SMALLEST: usize = 8 << 10;
+/// On a link that carries less, pages are told by others also where nothing is compressed.
+const RECALL_BELOW: u64 = 500_000_000;
 /// Longest wait for a thread to compress one batch, at the end.
 const BATCH_LIMIT: Duration = Duration::from_secs(5);
 
@@ -97,33 +99,56 @@ impl Packing {
 
     /// Takes a frame; the link carries so many bytes a second.
     pub(super) fn take(&mut self, frame: OwnFrame<'_>, link: Option<u64>) {
+        self.waiting += frame.bytes.len();
+        match frame.pages {
+            Some(pages) if frame.bytes.len() >= SMALLEST => self.batch(frame, pages, link),
+            _ => self.pass_by(frame),
+        }
+    }
+
+    /// Takes a batch that is large enough to be worth something.
+    fn batch(&mut self, frame: OwnFrame<'_>, pages: &[u8], link: Option<u64>) {
         let plain = frame.bytes.len();
-        self.waiting += plain;
-        let job = match frame.pages {
-            Some(pages) if plain >= SMALLEST => {
-                self.method = self.chooser.choose(link);
-                let method = self.method;
-                method.and_then(|method| Some((method, self.batch(frame, pages)?)))
-            }
+        self.method = self.chooser.choose(link);
+        self.tally.method = self.method;
+        let is_slow = link.is_some_and(|rate| rate < RECALL_BELOW);
+        let mut batch = Vec::new();
+        let recalled = match &mut self.history {
+            Some(history) if self.method.is_some() || is_slow => history.recall(pages, &mut batch),
             _ => None,
         };
-        self.tally.method = self.method;
-        if let Some((method, batch)) = job {
-            let number = self.first + self.line.len() as u64;
-            self.line.push_back(Piece {
-                plain,
-                frames: None,
-            });
-            return self.workers.give(Job {
-                number,
-                method,
-                batch,
-            });
+        if let Some(Recalled { same, differing }) = recalled {
+            self.tally.same += same as u64;
+            self.tally.differing += differing as u64;
+            if self.method.is_none() && same + differing == 0 {
+                // Told only to be kept.
+                let mut stored = Vec::with_capacity(batch.len() + 2 * FRAME_HEADER);
+                put_packed(0, Form::Recalled, batch.len(), &batch, &mut stored);
+                self.line.push_back(Piece {
+                    plain,
+                    frames: Some(stored),
+                });
+                return self.count(plain, plain);
+            }
+            // What is all but zeros takes LZ4 hardly any time.
+            let method = self.method.unwrap_or(Method::Lz4);
+            return self.give(plain, method, Batch::Recalled(batch, plain));
         }
-        if frame.pages.is_some() {
-            self.tally.before += plain as u64;
-            self.tally.after += plain as u64;
+        let method = self.method;
+        match method.and_then(|method| Some((method, self.scout.look(pages)?))) {
+            Some((method, why)) => {
+                self.give(plain, method, Batch::Pages(frame.bytes.to_vec(), why));
+            }
+            None => {
+                self.count(plain, plain);
+                self.pass_by(frame);
+            }
         }
+    }
+
+    /// Leaves a frame as it is.
+    fn pass_by(&mut self, frame: OwnFrame<'_>) {
+        let plain = frame.bytes.len();
         match self.line.back_mut() {
             Some(Piece {
                 plain: length,
@@ -139,18 +164,23 @@ impl Packing {
         }
     }
 
-    /// What is to be compressed, if anything is.
-    fn batch(&mut self, frame: OwnFrame<'_>, pages: &[u8]) -> Option<Batch> {
-        if let Some(history) = &mut self.history {
-            let mut batch = Vec::new();
-            if let Some(recalled) = history.recall(pages, &mut batch) {
-                self.tally.same += recalled.same as u64;
-                self.tally.differing += recalled.differing as u64;
-                return Some(Batch::Recalled(batch, frame.bytes.len()));
-            }
-        }
-        let why = self.scout.look(pages)?;
-        Some(Batch::Pages(frame.bytes.to_vec(), why))
+    /// Has a batch compressed.
+    fn give(&mut self, plain: usize, method: Method, batch: Batch) {
+        let number = self.first + self.line.len() as u64;
+        self.line.push_back(Piece {
+            plain,
+            frames: None,
+        });
+        self.workers.give(Job {
+            number,
+            method,
+            batch,
+        });
+    }
+
+    fn count(&mut self, before: usize, after: usize) {
+        self.tally.before += before as u64;
+        self.tally.after += after as u64;
     }
 
     /// Packed bytes for each plain one, of all batches so far.
@@ -211,8 +241,7 @@ impl Packing {
         if why.is_some() && frame.len() < plain {
             self.chooser.learnt(method, plain, frame.len(), took);
         }
-        self.tally.before += plain as u64;
-        self.tally.after += frame.len() as u64;
+        self.count(plain, frame.len());
         let at = usize::try_from(number - self.first).unwrap_or(usize::MAX);
         if let Some(piece) = self.line.get_mut(at) {
             piece.frames = Some(frame);

@@ -1,0 +1,145 @@
+//! QEMU's stream: read as long as there is room for what it brings, and given to the engine.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use qemu_stream::{Event, Parser};
+
+use super::Failure;
+use super::session::{Session, failed};
+use crate::buffer::{Filled, Input};
+
+/// Bytes waiting for the link beyond which nothing more is read from QEMU. Small: what waits
+/// here when the VM stops is downtime, and back-pressure tells QEMU the link's true speed.
+const WAITING_MAX: usize = 512 << 10;
+
+/// QEMU's stream as it comes out.
+pub(super) struct QemuStream {
+    socket: UnixStream,
+    input: Input,
+    parser: Parser,
+    /// QEMU has closed it after its end.
+    closed: bool,
+}
+
+impl QemuStream {
+    pub(super) fn new(socket: UnixStream) -> Self {
+        QemuStream {
+            socket,
+            input: Input::default(),
+            parser: Parser::new(),
+            closed: false,
+        }
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Session<'_> {
+    /// Whether QEMU's stream may be read: there is room for what it brings, and the pilot agrees.
+    pub(super) fn may_read(&self) -> bool {
+        let open = self.qemu.as_ref().is_some_and(|qemu| !qemu.closed);
+        let pilot = &self.steering.pilot;
+        let room = !self.link_is_full() || pilot.reads_ahead(&self.engine);
+        open && room && pilot.may_read(&self.engine)
+    }
+
+    /// Bytes that may wait for the link, and for what is done to them on the way.
+    pub(super) fn room_in_all(&self) -> usize {
+        WAITING_MAX + self.output.appetite()
+    }
+
+    pub(super) fn link_is_full(&self) -> bool {
+        self.output.len() >= self.room_in_all()
+    }
+
+    pub(super) fn read_qemu(&mut self) -> Result<(), Failure> {
+        let Some(qemu) = &mut self.qemu else {
+            return Ok(());
+        };
+        let filled = qemu.input.fill(&mut qemu.socket);
+        match filled {
+            Ok(Filled::Some(_)) => {}
+            Ok(Filled::WouldBlock) => return Ok(()),
+            Ok(Filled::Closed) => {
+                qemu.closed = true;
+                return self.qemu_closed();
+            }
+            Err(error) => {
+                return Err(self.qemu_failed(&format!("reading QEMU's stream failed: {error}")));
+            }
+        }
+        self.take_events()
+    }
+
+    /// Gives what QEMU has written to the engine.
+    pub(super) fn take_events(&mut self) -> Result<(), Failure> {
+        let full = self.link_is_full();
+        self.engine.link_is_full(full);
+        let Some(qemu) = &mut self.qemu else {
+            return Ok(());
+        };
+        let before = self.engine.phase();
+        // What must go out first is put in portions, by the pump.
+        while !self.engine.must_drain() {
+            let parsed = qemu.parser.next(qemu.input.unread());
+            let Some((used, event)) = parsed.map_err(|e| failed(&e))? else {
+                break;
+            };
+            self.engine
+                .event(
+                    &event,
+                    qemu.parser.blocks(),
+                    qemu.parser.page_size(),
+                    self.output.tail(),
+                )
+                .map_err(|e| failed(&e))?;
+            qemu.input.consume(used);
+        }
+        if self.engine.phase() != before {
+            self.tell_phase();
+        }
+        Ok(())
+    }
+
+    /// QEMU has closed its stream: after its end, without a description before it, or too early.
+    fn qemu_closed(&mut self) -> Result<(), Failure> {
+        let Some(qemu) = &mut self.qemu else {
+            return Ok(());
+        };
+        // Device state that looked like a description is device state now.
+        qemu.parser.close();
+        self.take_events()?;
+        let Some(qemu) = &mut self.qemu else {
+            return Ok(());
+        };
+        let page_size = qemu.parser.page_size();
+        match qemu.parser.finish(qemu.input.unread()) {
+            Ok(end) => {
+                if let Some(end @ Event::End { .. }) = end {
+                    self.engine
+                        .event(&end, &[], page_size, self.output.tail())
+                        .map_err(|e| failed(&e))?;
+                    self.tell_phase();
+                }
+                Ok(())
+            }
+            Err(error) => Err(self.qemu_failed(&error.to_string())),
+        }
+    }
+
+    /// QEMU has given up by itself: with its own words, if it has any.
+    pub(super) fn qemu_failed(&mut self, what: &str) -> Failure {
+        let words = self
+            .vm
+            .migration_info()
+            .ok()
+            .and_then(|info| info.error_desc);
+        Failure::Failed(match words {
+            Some(words) => format!("the source QEMU ended the migration: {words}"),
+            None => what.to_owned(),
+        })
+    }
+}
