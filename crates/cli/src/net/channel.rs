@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn a_stream_survives_the_loss_of_any_link() {
         for seed in 1..20 {
-            let mut dice = Dice(seed * 0x9e37_79b9_7f4a_7c15);
+            let mut dice = Dice(0x9e37_79b9_7f4a_7c15u64.wrapping_mul(seed));
             let stream: Vec<u8> = (0..251).cycle().take(3 << 20).collect();
             let mut first = links(1);
             let mut grips = first.grips;
