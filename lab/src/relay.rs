@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,7 +41,9 @@ impl Unmoor {
 
     /// Starts `unmoor` outside the lab's namespaces, where the test itself is.
     pub fn start_outside(lab: &Lab, args: &[&str]) -> Result<Self> {
-        Self::spawn(lab, Command::new(program("unmoor")), args)
+        let mut command = Command::new(program("unmoor"));
+        keep_apart(&mut command, lab.run_dir(), "outside");
+        Self::spawn(lab, command, args)
     }
 
     fn spawn(lab: &Lab, mut command: Command, args: &[&str]) -> Result<Self> {
@@ -222,10 +224,16 @@ impl Drop for Unmoor {
 /// `unmoor` at `host`, which has folders of its own for what runs and what is kept.
 pub fn command(lab: &Lab, host: Host) -> Command {
     let mut command = lab.command(host, program("unmoor"));
-    for (variable, folder) in [("UNMOOR_RUN_DIR", "run"), ("UNMOOR_STATE_DIR", "state")] {
-        command.env(variable, lab.run_dir().join(format!("{host:?}-{folder}")));
-    }
+    keep_apart(&mut command, lab.run_dir(), &host.to_string());
     command
+}
+
+/// `unmoor` keeps its sockets and records under this name in this folder, and not where this
+/// machine's own are.
+pub fn keep_apart(command: &mut Command, folder: &Path, name: &str) {
+    for (variable, kind) in [("UNMOOR_RUN_DIR", "run"), ("UNMOOR_STATE_DIR", "state")] {
+        command.env(variable, folder.join(format!("{name}-{kind}")));
+    }
 }
 
 /// Plain text, unless certificates are named.

@@ -204,12 +204,10 @@ fn an_operator_lets_the_destination_run() -> Result<()> {
     pair.lab.set_link(true)?;
     let refused = ask(&pair, Host::A, &["resolve", &name, "--run-here"])?;
     assert_eq!(refused.status.code(), Some(3), "{}", text(&refused));
-    let settled = ask(&pair, Host::A, &["resolve", &name])?;
-    assert!(settled.status.success(), "{}", text(&settled));
     assert!(
-        text(&settled).contains("the VM runs at"),
+        text(&refused).contains("not resumed here"),
         "{}",
-        text(&settled)
+        text(&refused)
     );
     assert_eq!(status(&pair, Host::A)?["in_doubt"], json!([]));
     assert_eq!(pair.source.status()?, "postmigrate");
@@ -239,6 +237,32 @@ fn an_operator_keeps_the_vm_at_the_source() -> Result<()> {
     assert_eq!(status(&pair, Host::A)?["in_doubt"], json!([]));
     verify_writer(&mut pair.source)?;
     await_writing(&mut pair.source)?;
+    Ok(())
+}
+
+/// The link is back before anybody has decided: asking is enough.
+#[test]
+fn a_commit_that_was_lost_is_delivered_when_somebody_asks() -> Result<()> {
+    let CutOff {
+        mut pair,
+        mut sender,
+        mut receiver,
+    } = cut_off()?;
+    let name = sender.await_event("connected", SHORT)?["session"].clone();
+    let name = name.as_str().context("no session")?.to_owned();
+    assert_eq!(sender.exit(MIGRATION_LIMIT)?, 5, "{:?}", sender.events());
+    pair.lab.set_link(true)?;
+    let settled = ask(&pair, Host::A, &["resolve", &name[..8]])?;
+    assert!(settled.status.success(), "{}", text(&settled));
+    assert!(
+        text(&settled).contains("the VM runs at"),
+        "{}",
+        text(&settled)
+    );
+    assert_eq!(status(&pair, Host::A)?["in_doubt"], json!([]));
+    assert_eq!(receiver.exit(SHORT)?, 0, "{:?}", receiver.events());
+    verify_writer(&mut pair.destination)?;
+    assert_eq!(pair.source.status()?, "postmigrate");
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lab::relay::{PORT, Unmoor};
+use lab::relay::{self, PORT, Unmoor};
 use lab::{HOST_B, Host, Lab, LabOptions, Vm, VmOptions, program, results};
 use serde_json::{Value, json};
 use unmoor_tests::{MIGRATION_LIMIT, Pair, SHORT, start_writer, verify_writer};
@@ -33,7 +33,10 @@ fn small() -> VmOptions {
 
 /// Runs `unmoor` outside the lab's namespaces, to its end.
 fn unmoor(args: &[&str]) -> Result<Output> {
-    Ok(Command::new(program("unmoor")).args(args).output()?)
+    let folder = tempfile::tempdir()?;
+    let mut command = Command::new(program("unmoor"));
+    relay::keep_apart(&mut command, folder.path(), "outside");
+    Ok(command.args(args).output()?)
 }
 
 /// Waits for the failure of that exit code, whose message must contain all of `words`.
@@ -520,6 +523,65 @@ fn a_second_source_is_turned_away() -> Result<()> {
         3,
         &["another migration to this QEMU is under way"],
     )
+}
+
+/// Options of the link: what is wrong is said before anything is done.
+#[test]
+fn options_of_the_link() -> Result<()> {
+    for (option, value, words) in [
+        ("--compress", "gzip", "auto, none, lz4, zstd or zstd:LEVEL"),
+        ("--compress", "zstd:20", "a level from 1 to 19"),
+        ("--bandwidth", "150%", "a share between 1% and 100%"),
+        ("--bandwidth", "fast", "1Gbit"),
+        ("--connections", "17", "1..=16"),
+        ("--bind", "eth0", "invalid IP address"),
+        ("--history", "64", "512MiB"),
+        ("--metrics", "9090", "invalid socket address"),
+    ] {
+        let output = unmoor(&["send", "--qmp", "none", "--to", "a:1", option, value])?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(words), "{option} {value}: {text}");
+    }
+    let mut pair = unbooted(&small(), &small().as_destination())?;
+    let mut sender = pair.send(&["--bind", "203.0.113.9"])?;
+    fails(
+        &mut sender,
+        1,
+        &["cannot connect from 203.0.113.9 (--bind)"],
+    )?;
+    let mut receiver = pair.receive(&[])?;
+    let mut sender = pair.send(&["--metrics", "203.0.113.9:1"])?;
+    fails(&mut sender, 3, &["--metrics 203.0.113.9:1"])?;
+    assert_eq!(pair.source.status()?, "running");
+    receiver.signal(rustix::process::Signal::TERM)?;
+    assert_eq!(receiver.exit(SHORT)?, 4);
+    Ok(())
+}
+
+#[test]
+fn commands_about_nothing() -> Result<()> {
+    for (words, code, text) in [
+        (&["status"][..], 0, "no migration runs here"),
+        (
+            &["tune", "--bandwidth", "none"],
+            1,
+            "no VM is on its way from here",
+        ),
+        (
+            &["resolve", "ab12"],
+            1,
+            "nothing is known here of a session ab12",
+        ),
+        (&["history"], 0, ""),
+    ] {
+        let output = unmoor(words)?;
+        let said = [output.stdout.as_slice(), &output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {said}");
+        assert!(said.contains(text), "{words:?}: {said}");
+    }
+    Ok(())
 }
 
 #[test]

@@ -86,10 +86,16 @@ fn at_the_source(entry: &Entry, verdict: Verdict) -> Outcome {
         (Ok(Answer::Paused), Verdict::Ask | Verdict::GiveUp) => settle(format!(
             "the VM is at {peer}, paused; what rests here can be ended"
         )),
-        (Ok(Answer::Runs | Answer::Paused), Verdict::RunHere) => Err((
-            Exit::Refused,
-            format!("{peer} says that the VM is there: it is not resumed here"),
-        )),
+        (Ok(Answer::Runs | Answer::Paused), Verdict::RunHere) => {
+            // That settles it, though not as it was wanted.
+            entry.settled().map_err(failed)?;
+            Err((
+                Exit::Refused,
+                format!(
+                    "{peer} says that the VM is there: it is not resumed here, and what rests here can be ended"
+                ),
+            ))
+        }
         (_, Verdict::RunHere) => {
             let mut vm = Vm::connect(&watch.qmp, QMP_CONNECT_LIMIT).map_err(failed)?;
             let how = recover_source(&mut vm, true, RECOVER_LIMIT).map_err(failed)?;
