@@ -178,7 +178,7 @@ fn there_and_back_under_load() -> Result<()> {
 fn a_bandwidth_limit_holds() -> Result<()> {
     let pair = Pair::new(&VmOptions::default())?;
     let _receiver = pair.receive(&["--once"])?;
-    let sender = pair.send(&["--bandwidth", "200Mbit"])?;
+    let sender = pair.send(&["--bandwidth", "200Mbit", "--compress", "none"])?;
     let far = |event: &Value| event["wire_bytes"].as_u64() > Some(50_000_000);
     let event = sender.await_matching("progress", far, MIGRATION_LIMIT)?;
     let (bytes, ms) = (event["wire_bytes"].as_f64(), event["t_ms"].as_f64());
@@ -200,7 +200,7 @@ fn a_large_guest_of_zeros_costs_little_memory() -> Result<()> {
     };
     let pair = Pair::with(&options, &options.as_destination(), None)?;
     let mut receiver = pair.receive(&["--once"])?;
-    let summary = pair.send(&[])?.summary(MIGRATION_LIMIT)?;
+    let summary = pair.send(&["--history", "0MB"])?.summary(MIGRATION_LIMIT)?;
     assert_eq!(receiver.exit(SHORT)?, 0);
     let received = receiver.await_event("received", SHORT)?;
     // The page table, and buffers that do not depend on the guest.

@@ -37,7 +37,7 @@ impl Words<'_> {
     pub(super) fn table(&self, forecasts: &[Forecast], met: bool) -> String {
         let (guest, picture) = (self.guest, self.picture);
         let mut text = format!(
-            "{} of {} is in use{}; the link carries {} ({}/s besides headers)\n",
+            "{} of {} is in use{}; the link carries {} ({}/s besides headers); without compression\n",
             bytes(guest.used),
             bytes(guest.memory),
             if guest.used_is_known { "" } else { " at most" },

@@ -6,7 +6,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, set_parent_process_death_signal,
+};
 
 /// A running `--before-commit` command.
 #[derive(Debug)]
@@ -29,9 +31,18 @@ impl Hook {
             .env("UNMOOR_SESSION", session)
             .stdin(Stdio::null())
             .stdout(io::stderr());
-        // SAFETY: the closure makes one system call, which is async-signal-safe.
+        let parent = getpid();
+        // SAFETY: the closure makes two system calls, which are async-signal-safe, and allocates
+        // nothing.
         unsafe {
-            shell.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+            shell.pre_exec(move || {
+                set_parent_process_death_signal(Some(Signal::KILL))?;
+                // A relay that has died before this sends no signal any more.
+                match getppid() == Some(parent) {
+                    true => Ok(()),
+                    false => Err(io::ErrorKind::BrokenPipe.into()),
+                }
+            });
         }
         let child = shell.spawn()?;
         let pid = i32::try_from(child.id())
