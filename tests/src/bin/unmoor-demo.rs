@@ -50,7 +50,9 @@ fn main() -> Result<()> {
     let page = results::folder().join("demo.html").display().to_string();
     let more = ["--report", &page];
     let trial = run_with(WORKLOAD, Mode::StopCopy, &limits, &more, explain)?;
-    println!("  $ unmoor send --qmp SOCK --to 10.78.0.3:7070 --insecure --agent SOCK --compress none");
+    println!(
+        "  $ unmoor send --qmp SOCK --to 10.78.0.3:7070 --insecure --agent SOCK --compress none"
+    );
     tell(&trial);
     trials.push(trial);
 
