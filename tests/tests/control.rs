@@ -143,19 +143,20 @@ fn metrics_are_served_while_it_runs() -> Result<()> {
     Ok(())
 }
 
-/// A VM that is loaded at the destination, and whose commit was lost on the way there.
-struct CutOff {
+/// A VM that is loaded at the destination and rests at the source: its commit was lost on the way.
+struct InDoubt {
     pair: Pair,
-    sender: Unmoor,
     receiver: Unmoor,
+    /// The session's name.
+    name: String,
 }
 
-fn cut_off() -> Result<CutOff> {
-    let pair = pair("full")?;
+fn in_doubt() -> Result<InDoubt> {
+    let mut pair = pair("full")?;
     let (gate, hold) = gate(&pair)?;
     let limits = ["--peer-timeout", "3s", "--reconnect", "1s"];
     let receiver = pair.receive(&[&limits[..], &["--once"]].concat())?;
-    let sender = pair.send(&[&limits[..], &["--before-commit", &hold]].concat())?;
+    let mut sender = pair.send(&[&limits[..], &["--before-commit", &hold]].concat())?;
     sender.await_event("ready", MIGRATION_LIMIT)?;
     // Nobody notices yet: the commit is recorded, and gets lost.
     pair.lab.set_link(false)?;
@@ -168,24 +169,23 @@ fn cut_off() -> Result<CutOff> {
     receiver.await_matching("note", told, SHORT)?;
     // It would go on asking for a minute.
     sender.signal(Signal::INT)?;
-    Ok(CutOff {
+    assert_eq!(sender.exit(MIGRATION_LIMIT)?, 5, "{:?}", sender.events());
+    pair.source.wait_status("postmigrate", SHORT)?;
+    let connected = sender.await_event("connected", SHORT)?;
+    Ok(InDoubt {
         pair,
-        sender,
         receiver,
+        name: connected["session"].as_str().context("no session")?.into(),
     })
 }
 
 #[test]
 fn an_operator_lets_the_destination_run() -> Result<()> {
-    let CutOff {
+    let InDoubt {
         mut pair,
-        mut sender,
         mut receiver,
-    } = cut_off()?;
-    let name = sender.await_event("connected", SHORT)?["session"].clone();
-    let name = name.as_str().context("no session")?.to_owned();
-    assert_eq!(sender.exit(MIGRATION_LIMIT)?, 5, "{:?}", sender.events());
-    pair.source.wait_status("postmigrate", SHORT)?;
+        name,
+    } = in_doubt()?;
 
     let doubt = status(&pair, Host::A)?;
     assert_eq!(doubt["in_doubt"][0]["session"], *name);
@@ -219,14 +219,11 @@ fn an_operator_lets_the_destination_run() -> Result<()> {
 
 #[test]
 fn an_operator_keeps_the_vm_at_the_source() -> Result<()> {
-    let CutOff {
+    let InDoubt {
         mut pair,
-        mut sender,
         mut receiver,
-    } = cut_off()?;
-    let name = sender.await_event("connected", SHORT)?["session"].clone();
-    let name = name.as_str().context("no session")?.to_owned();
-    assert_eq!(sender.exit(MIGRATION_LIMIT)?, 5, "{:?}", sender.events());
+        name,
+    } = in_doubt()?;
     let given_up = ask(&pair, Host::B, &["resolve", &name[..8], "--give-up"])?;
     assert!(given_up.status.success(), "{}", text(&given_up));
     assert_eq!(receiver.exit(SHORT)?, 4, "{:?}", receiver.events());
@@ -243,14 +240,11 @@ fn an_operator_keeps_the_vm_at_the_source() -> Result<()> {
 /// The link is back before anybody has decided: asking is enough.
 #[test]
 fn a_commit_that_was_lost_is_delivered_when_somebody_asks() -> Result<()> {
-    let CutOff {
+    let InDoubt {
         mut pair,
-        mut sender,
         mut receiver,
-    } = cut_off()?;
-    let name = sender.await_event("connected", SHORT)?["session"].clone();
-    let name = name.as_str().context("no session")?.to_owned();
-    assert_eq!(sender.exit(MIGRATION_LIMIT)?, 5, "{:?}", sender.events());
+        name,
+    } = in_doubt()?;
     pair.lab.set_link(true)?;
     let settled = ask(&pair, Host::A, &["resolve", &name[..8]])?;
     assert!(settled.status.success(), "{}", text(&settled));

@@ -460,7 +460,17 @@ fn a_corrupt_byte_on_the_way_is_found() -> Result<()> {
     let qmp = pair.source.qmp_path().display().to_string();
     let mut sender = Unmoor::start_outside(
         &pair.lab,
-        &["send", "--qmp", &qmp, "--to", &to, "--insecure"],
+        &[
+            "send",
+            "--qmp",
+            &qmp,
+            "--to",
+            &to,
+            "--insecure",
+            // The proxy looks for frames whose pages are as they are.
+            "--compress",
+            "none",
+        ],
     )?;
     fails(
         &mut sender,
@@ -474,6 +484,47 @@ fn a_corrupt_byte_on_the_way_is_found() -> Result<()> {
     pair.source.wait_status("running", SHORT)?;
     verify_writer(&mut pair.source)?;
     pair.destination.wait_ended(SHORT)?;
+    Ok(())
+}
+
+/// Several connections are wanted, and one is all that there is: the VM moves over that.
+#[test]
+fn a_network_that_lets_one_connection_through() -> Result<()> {
+    let mut pair = unbooted(&small(), &small().as_destination())?;
+    let qmp = pair.destination.qmp_path().display().to_string();
+    let listen = ["--listen", "127.0.0.1:0", "--insecure", "--once"];
+    let mut receiver = Unmoor::start_outside(
+        &pair.lab,
+        &[&["receive", "--qmp", &qmp][..], &listen].concat(),
+    )?;
+    let listening = receiver.await_event("listening", SHORT)?;
+    let behind = listening["address"].as_str().context("no address")?;
+    let behind = TcpStream::connect(behind)?;
+    let proxy = TcpListener::bind("127.0.0.1:0")?;
+    let to = proxy.local_addr()?.to_string();
+    std::thread::spawn(move || pass_on_one(&proxy, behind));
+
+    let qmp = pair.source.qmp_path().display().to_string();
+    let to = ["--to", &to, "--insecure", "--connections", "4"];
+    let mut sender =
+        Unmoor::start_outside(&pair.lab, &[&["send", "--qmp", &qmp][..], &to].concat())?;
+    let summary = sender.summary(MIGRATION_LIMIT)?;
+    assert_eq!(receiver.exit(SHORT)?, 0, "{:?}", receiver.events());
+    let told = |event: &Value| {
+        let text = event["text"].as_str();
+        text.is_some_and(|text| text.contains("it goes on over one"))
+    };
+    sender.await_matching("note", told, Duration::ZERO)?;
+    assert_eq!(pair.destination.status()?, "running");
+    results::record("one_connection_of_several", &summary)
+}
+
+/// Passes one connection on; nobody else is let in.
+fn pass_on_one(listener: &TcpListener, mut destination: TcpStream) -> Result<()> {
+    let (mut source, _) = listener.accept()?;
+    let (mut back_from, mut back_to) = (destination.try_clone()?, source.try_clone()?);
+    std::thread::spawn(move || std::io::copy(&mut back_from, &mut back_to));
+    std::io::copy(&mut source, &mut destination)?;
     Ok(())
 }
 

@@ -143,15 +143,15 @@ impl Channel {
                 let mut lanes = self.lanes.iter_mut();
                 let lost = lanes.try_for_each(|lane| lane.receive_chunks(assembler, input));
                 let count = usize::try_from(assembler.position() - before).unwrap_or(usize::MAX);
-                if let (Err(error), Some(ledger)) = (lost, &mut self.ledger) {
-                    // What the others have brought has come all the same.
+                // Where one is lost, what the others have brought has come all the same.
+                if let Some(ledger) = &mut self.ledger {
                     ledger.received(count);
-                    return Err(error);
                 }
-                match count {
+                lost?;
+                return Ok(match count {
                     0 => Filled::WouldBlock,
                     count => Filled::Some(count),
-                }
+                });
             }
             Stripes::Out | Stripes::None => {
                 for lane in others {

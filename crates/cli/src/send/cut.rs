@@ -134,13 +134,12 @@ impl Session<'_> {
 
     /// Over this connection, and over others if there are to be several.
     fn resume(&mut self, link: Link, until: Instant) -> Result<(), Failure> {
-        let again = match self.connections() {
-            1 => self.go_on(link, Vec::new(), until)?,
-            _ => self.go_on_over_several(Some(link), until)?,
+        // Whatever fails is tried again.
+        let Some((first, others)) = self.open_several(Some(link), until) else {
+            return Ok(());
         };
-        match again {
+        match self.go_on(first, others, until)? {
             Some(again) => self.back(again),
-            // It is tried again.
             None => Ok(()),
         }
     }

@@ -54,7 +54,9 @@ pub(crate) struct Session<'a> {
     pub(super) cut: Option<Cut>,
     /// What the destination wants to see of a source that comes back.
     pub(super) ticket: Option<[u8; 32]>,
-    /// Tries to open several connections so far.
+    /// Connections to use.
+    pub(super) connections: u8,
+    /// Tries to open them so far.
     pub(super) attempt: u32,
     pub(super) vm: Vm,
     pub(super) facts: VmFacts,
@@ -142,6 +144,7 @@ impl<'a> Session<'a> {
             channel: Channel::new(link, Ledger::new(KEPT_MAX, ACK_EVERY)),
             cut: None,
             ticket: None,
+            connections: args.connections,
             attempt: 0,
             vm,
             facts,

@@ -19,52 +19,56 @@ const OPEN_LIMIT: Duration = Duration::from_secs(2);
 
 impl Session<'_> {
     /// How many there are to be.
-    pub(super) fn connections(&self) -> u8 {
+    pub(super) fn connections(&self) -> usize {
         match self.engine.can_use_several() {
-            true => self.args.connections,
+            true => self.connections.into(),
             false => 1,
         }
     }
 
-    /// The session has just begun over one connection: goes on over several, if there are to be.
+    /// The session has just begun over one connection: goes on over several, if there are to be, and
+    /// they can be opened.
     pub(super) fn spread(&mut self) -> Result<(), Failure> {
         if self.connections() < 2 {
             return Ok(());
         }
         let until = Instant::now() + OPEN_LIMIT;
-        if self.go_on_over_several(None, until)?.is_some() {
+        let Some((first, others)) = self.open_several(None, until) else {
+            // Nor would they later: the first one goes on alone.
+            self.connections = 1;
             self.report.tell(&Event::Note {
-                text: format!("goes on by {}", self.channel.describe()),
+                text: "several connections could not be opened: it goes on over one".into(),
             });
             return Ok(());
+        };
+        match self.go_on(first, others, until)? {
+            Some(_) => {
+                self.report.tell(&Event::Note {
+                    text: format!("goes on by {}", self.channel.describe()),
+                });
+                Ok(())
+            }
+            // Whether the destination uses them is not known.
+            None => self.cut_off("several connections could not be taken into use"),
         }
-        // Whether the destination uses them is not known.
-        self.cut_off("several connections could not be taken into use")
     }
 
-    /// Opens all connections, of which there may be one already, and goes on over them; yields how
-    /// many bytes go out again, or nothing if that came to nothing.
-    pub(super) fn go_on_over_several(
+    /// Opens all connections, of which there may be one already: the one that is to speak, and those
+    /// that have joined.
+    pub(super) fn open_several(
         &mut self,
         mut open: Option<Link>,
         until: Instant,
-    ) -> Result<Option<usize>, Failure> {
+    ) -> Option<(Link, Vec<Link>)> {
         self.attempt += 1;
         let mut others = Vec::new();
-        while others.len() + 1 < usize::from(self.connections()) {
-            match open.take().or_else(|| self.open(until)) {
-                Some(link) => match self.join(link, until) {
-                    Some(link) => others.push(link),
-                    None => return Ok(None),
-                },
-                None => return Ok(None),
-            }
+        while others.len() + 1 < self.connections() {
+            let link = open.take().or_else(|| self.open(until))?;
+            others.push(self.join(link, until)?);
         }
         // The destination hears one newcomer after the other: the one that speaks last comes last.
-        match self.open(until) {
-            Some(link) => self.go_on(link, others, until),
-            None => Ok(None),
-        }
+        let first = open.or_else(|| self.open(until))?;
+        Some((first, others))
     }
 
     fn open(&self, until: Instant) -> Option<Link> {
