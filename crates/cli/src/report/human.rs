@@ -168,10 +168,10 @@ fn describe(progress: &Progress) -> String {
         progress.pass,
         bytes(progress.wire_bytes)
     );
-    if progress.pages_dropped > 0 {
+    if progress.counts.pages_dropped > 0 {
         text += &format!(
             ", dropped {} duplicate pages",
-            count(progress.pages_dropped)
+            count(progress.counts.pages_dropped)
         );
     }
     if progress.held_bytes > 0 {
@@ -224,7 +224,7 @@ fn summarise(summary: &Summary) -> String {
         ),
         _ => String::new(),
     };
-    let free = match summary.pages_free {
+    let free = match summary.counts.pages_free {
         0 => String::new(),
         pages => format!(", {} free", count(pages)),
     };
@@ -244,9 +244,9 @@ relay memory    {}
         duration_ms(summary.total_ms),
         bytes(summary.wire_bytes),
         bytes(summary.guest_memory_bytes),
-        count(summary.pages_sent),
-        count(summary.pages_zero),
-        count(summary.pages_dropped),
+        count(summary.counts.pages_sent),
+        count(summary.counts.pages_zero),
+        count(summary.counts.pages_dropped),
         summary.passes,
         summary.digest,
         count(summary.digest_pages),
@@ -276,6 +276,7 @@ fn foreseen(forecast: &Forecast) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::PageCounts;
 
     #[test]
     fn a_vm_that_outruns_the_link_is_told_plainly() {
@@ -283,13 +284,12 @@ mod tests {
             phase: "sending memory",
             pass: 3,
             wire_bytes: 1_500_000_000,
-            pages_sent: 1,
-            pages_zero: 2,
-            pages_dropped: 1234,
-            pages_free: 0,
-            pages_paused: 0,
-            pages_cooled: 0,
-            pages_flushed: 0,
+            counts: PageCounts {
+                pages_sent: 1,
+                pages_zero: 2,
+                pages_dropped: 1234,
+                ..PageCounts::default()
+            },
             held_bytes: 0,
             rate: 117_000_000,
             remaining_bytes: Some(600_000_000),

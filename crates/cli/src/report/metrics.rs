@@ -114,13 +114,13 @@ impl Figures {
         self.pass.set(progress.pass);
         self.rate.set(progress.rate);
         for (fate, pages) in [
-            ("sent", progress.pages_sent),
-            ("zero", progress.pages_zero),
-            ("dropped", progress.pages_dropped),
-            ("free", progress.pages_free),
-            ("paused", progress.pages_paused),
-            ("cooled", progress.pages_cooled),
-            ("flushed", progress.pages_flushed),
+            ("sent", progress.counts.pages_sent),
+            ("zero", progress.counts.pages_zero),
+            ("dropped", progress.counts.pages_dropped),
+            ("free", progress.counts.pages_free),
+            ("paused", progress.counts.pages_paused),
+            ("cooled", progress.counts.pages_cooled),
+            ("flushed", progress.counts.pages_flushed),
         ] {
             self.pages.get_or_create(&Fate { fate }).set(pages);
         }

@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use guest_proto::ProcessRecord;
 use hypervisor::VmFacts;
+use migrate::SourceStats;
 
 use serde::Serialize;
 
@@ -134,15 +135,9 @@ pub(crate) struct Paused {
     pub pause_ms: Option<f64>,
 }
 
-/// How far a migration is.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Progress {
-    /// What is being done.
-    pub phase: &'static str,
-    /// QEMU's passes over its dirty pages so far.
-    pub pass: u64,
-    /// Bytes sent on the link.
-    pub wire_bytes: u64,
+/// Guest pages by what became of them.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct PageCounts {
     /// Pages sent with their content.
     pub pages_sent: u64,
     /// Pages sent as a reference to zeros.
@@ -157,6 +152,33 @@ pub(crate) struct Progress {
     pub pages_cooled: u64,
     /// Of the pages sent, those that were held and had to go.
     pub pages_flushed: u64,
+}
+
+impl From<SourceStats> for PageCounts {
+    fn from(stats: SourceStats) -> Self {
+        PageCounts {
+            pages_sent: stats.pages_sent,
+            pages_zero: stats.pages_zero,
+            pages_dropped: stats.pages_dropped,
+            pages_free: stats.pages_free,
+            pages_paused: stats.pages_paused,
+            pages_cooled: stats.pages_cooled,
+            pages_flushed: stats.pages_flushed,
+        }
+    }
+}
+
+/// How far a migration is.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Progress {
+    /// What is being done.
+    pub phase: &'static str,
+    /// QEMU's passes over its dirty pages so far.
+    pub pass: u64,
+    /// Bytes sent on the link.
+    pub wire_bytes: u64,
+    #[serde(flatten)]
+    pub counts: PageCounts,
     /// Bytes of pages that are held.
     pub held_bytes: u64,
     /// Bytes a second on the link, smoothed.
@@ -183,17 +205,8 @@ pub(crate) struct Summary {
     /// What batches of pages were compressed to, and by what; absent if they were not.
     pub compressed: Option<Compressed>,
     pub guest_memory_bytes: u64,
-    pub pages_sent: u64,
-    pub pages_zero: u64,
-    pub pages_dropped: u64,
-    /// Pages that the guest declared free, and that did not travel.
-    pub pages_free: u64,
-    /// Of the pages sent, those of frozen processes.
-    pub pages_paused: u64,
-    /// Of the pages sent, those that were held until they had not changed for a pass.
-    pub pages_cooled: u64,
-    /// Of the pages sent, those that were held and had to go.
-    pub pages_flushed: u64,
+    #[serde(flatten)]
+    pub counts: PageCounts,
     /// Most pages held at once.
     pub held_peak_pages: u64,
     /// Guest memory less what the agent declared free when the migration began.

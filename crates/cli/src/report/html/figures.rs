@@ -132,25 +132,25 @@ fn memory(summary: &Summary, page: &mut String) {
     row(
         page,
         "pages sent",
-        &count(summary.pages_sent),
+        &count(summary.counts.pages_sent),
         "With their content, 4096 bytes each.",
     );
     row(
         page,
         "pages of zeros",
-        &count(summary.pages_zero),
+        &count(summary.counts.pages_zero),
         "Sent as a few bytes.",
     );
     row(
         page,
         "pages dropped",
-        &count(summary.pages_dropped),
+        &count(summary.counts.pages_dropped),
         "That QEMU sent again although the destination had that content: they did not travel.",
     );
     row(
         page,
         "pages free",
-        &count(summary.pages_free),
+        &count(summary.counts.pages_free),
         "That the guest declared free twice: they did not travel, and differ at the destination.",
     );
     row(

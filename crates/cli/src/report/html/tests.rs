@@ -1,6 +1,6 @@
 use super::*;
 use crate::report::record::{Forecast, ForecastPause, Mark, MarkKind, Process, Spared, Wanted};
-use crate::report::{Named, Paused, Sample, Summary, Writer};
+use crate::report::{Named, PageCounts, Paused, Sample, Summary, Writer};
 
 const HOSTILE: &str = "<script>alert(1)</script>\"'&\u{202e}\u{0}";
 
@@ -50,13 +50,14 @@ fn summary() -> Summary {
         wire_bytes: 415_000_000,
         compressed: None,
         guest_memory_bytes: 1 << 30,
-        pages_sent: 101_140,
-        pages_zero: 160_000,
-        pages_dropped: 7_000,
-        pages_free: 9_000,
-        pages_paused: 40_000,
-        pages_cooled: 0,
-        pages_flushed: 0,
+        counts: PageCounts {
+            pages_sent: 101_140,
+            pages_zero: 160_000,
+            pages_dropped: 7_000,
+            pages_free: 9_000,
+            pages_paused: 40_000,
+            ..PageCounts::default()
+        },
         held_peak_pages: 40_000,
         guest_nonfree_bytes: Some(500_000_000),
         agent_ms: Some(200.0),
