@@ -130,15 +130,10 @@ impl Packing {
                 });
                 return self.count(plain, plain);
             }
-            // What is all but zeros takes LZ4 hardly any time.
-            let method = self.method.unwrap_or(Method::Lz4);
-            return self.give(plain, method, Batch::Recalled(batch, plain));
+            return self.give(plain, Batch::Recalled(batch, plain));
         }
-        let method = self.method;
-        match method.and_then(|method| Some((method, self.scout.look(pages)?))) {
-            Some((method, why)) => {
-                self.give(plain, method, Batch::Pages(frame.bytes.to_vec(), why));
-            }
+        match self.method.and_then(|_| self.scout.look(pages)) {
+            Some(why) => self.give(plain, Batch::Pages(frame.bytes.to_vec(), why)),
             None => {
                 self.count(plain, plain);
                 self.pass_by(frame);
@@ -164,8 +159,9 @@ impl Packing {
         }
     }
 
-    /// Has a batch compressed.
-    fn give(&mut self, plain: usize, method: Method, batch: Batch) {
+    /// Has a batch compressed, as it was chosen; where nothing pays by itself, what is told by others
+    /// is all but zeros, and takes LZ4 hardly any time.
+    fn give(&mut self, plain: usize, batch: Batch) {
         let number = self.first + self.line.len() as u64;
         self.line.push_back(Piece {
             plain,
@@ -173,7 +169,8 @@ impl Packing {
         });
         self.workers.give(Job {
             number,
-            method,
+            method: self.method.unwrap_or(Method::Lz4),
+            is_chosen: self.method.is_some(),
             batch,
         });
     }
@@ -230,6 +227,7 @@ impl Packing {
         let Done {
             number,
             method,
+            is_chosen,
             why,
             plain,
             frame,
@@ -238,13 +236,123 @@ impl Packing {
         if let Some(why) = why {
             self.scout.tried(why, plain, frame.len());
         }
-        if why.is_some() && frame.len() < plain {
+        // What cannot be made smaller is the scout's business.
+        if is_chosen && frame.len() < plain {
             self.chooser.learnt(method, plain, frame.len(), took);
         }
         self.count(plain, frame.len());
         let at = usize::try_from(number - self.first).unwrap_or(usize::MAX);
         if let Some(piece) = self.line.get_mut(at) {
             piece.frames = Some(frame);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pack::{Decompressor, Recollection};
+    use wire::{
+        BatchWriter, Decoder, Frame, Message, PagesFrame, Preamble, own_frames, put_control,
+    };
+
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    /// Batches of pages that are compressible, noise, repeated or written again, with messages in
+    /// between.
+    fn frames() -> Vec<u8> {
+        let mut frames = Vec::new();
+        let mut batch = BatchWriter::new(PAGE);
+        let mut state = 88_172_645_463_325_252u64;
+        for round in 0..40u32 {
+            for index in 0..(1 + round % 5 * 16) {
+                let mut page = vec![1; PAGE];
+                for word in page
+                    .chunks_exact_mut(8)
+                    .take(PAGE / 8 * usize::from(round % 3 == 1))
+                {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    word.copy_from_slice(&state.to_le_bytes());
+                }
+                page[..4].copy_from_slice(&(index % 7 * round).to_le_bytes());
+                batch.page(0, index, &page, &mut frames);
+            }
+            batch.flush(&mut frames);
+            put_control(&Message::PassEnd(round), &mut frames);
+        }
+        frames
+    }
+
+    /// What the destination makes of frames, in order: pages, and messages.
+    fn told(bytes: &[u8]) -> Vec<(u32, Vec<u8>)> {
+        let mut preamble = Vec::new();
+        Preamble::OURS.put(&mut preamble);
+        let mut decoder = Decoder::new();
+        decoder.next(&preamble).unwrap();
+        let mut decompressor = Decompressor::default();
+        let mut recollection = Recollection::default();
+        let mut told = Vec::new();
+        let pages = |pages: PagesFrame<'_>, told: &mut Vec<(u32, Vec<u8>)>| {
+            for (index, page) in pages.iter(PAGE).unwrap() {
+                told.push((index, page.to_vec()));
+            }
+        };
+        let mut at = 0;
+        while let Some((used, frame)) = decoder.next(&bytes[at..]).unwrap() {
+            at += used;
+            match frame {
+                Frame::Control(message) => told.push((u32::MAX, format!("{message:?}").into())),
+                Frame::Pages(frame) => pages(frame, &mut told),
+                Frame::Packed(packed) => {
+                    let plain = decompressor.unpack(&packed).unwrap();
+                    let mut recalled = Vec::new();
+                    let payload = match packed.form {
+                        Form::Pages => plain,
+                        Form::Recalled => {
+                            recollection.recall(plain, PAGE, &mut recalled).unwrap();
+                            &recalled
+                        }
+                    };
+                    pages(PagesFrame::parse(payload).unwrap(), &mut told);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(at, bytes.len());
+        told
+    }
+
+    #[test]
+    fn what_comes_out_is_what_went_in_and_in_its_order() {
+        let frames = frames();
+        for history in [None, Some(History::new(PAGE, 1 << 20))] {
+            let has_history = history.is_some();
+            let mut packing = Packing::start(Chooser::new(4), history, 4).unwrap();
+            let (mut output, mut shares) = (Output::default(), Shares::default());
+            for (number, frame) in own_frames(&frames).enumerate() {
+                // Now slow, now so fast that nothing pays.
+                let link = if number % 40 < 30 {
+                    1_000_000
+                } else {
+                    u64::MAX
+                };
+                packing.take(frame, Some(link));
+                packing.pass(&mut output, &mut shares);
+            }
+            packing.finish(&mut output, &mut shares);
+            assert_eq!(packing.waiting(), 0);
+            assert_eq!(shares.sent(output.len()), frames.len());
+            // A third is noise, and a quarter is left as it is.
+            assert!(output.len() < frames.len() / 3 * 2, "{}", output.len());
+            assert!(
+                told(output.front()) == told(&frames),
+                "history: {has_history}"
+            );
+            assert_eq!(packing.tally.differing > 0, has_history);
+            assert_eq!(packing.tally.same > 0, has_history);
         }
     }
 }

@@ -20,6 +20,8 @@ const NICE: i32 = 5;
 pub(super) struct Job {
     pub(super) number: u64,
     pub(super) method: Method,
+    /// Whether the method was chosen because it pays.
+    pub(super) is_chosen: bool,
     pub(super) batch: Batch,
 }
 
@@ -37,6 +39,7 @@ pub(super) enum Batch {
 pub(super) struct Done {
     pub(super) number: u64,
     pub(super) method: Method,
+    pub(super) is_chosen: bool,
     /// Why it was tried; nothing if it had to be.
     pub(super) why: Option<Try>,
     /// Bytes of the plain frame.
@@ -102,6 +105,7 @@ fn work(to_do: &Mutex<Receiver<Job>>, tell: &Sender<Done>, bell: &OwnedFd) {
         let Ok(Job {
             number,
             method,
+            is_chosen,
             batch,
         }) = next
         else {
@@ -123,6 +127,7 @@ fn work(to_do: &Mutex<Receiver<Job>>, tell: &Sender<Done>, bell: &OwnedFd) {
         let done = Done {
             number,
             method,
+            is_chosen,
             why,
             plain,
             frame,
