@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::relay::{PORT, Unmoor};
 use lab::{HOST_B, Host, VmOptions, ram, results};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use unmoor_tests::{MIGRATION_LIMIT, Pair, SHORT, await_writing, start_writer, verify_writer};
 use wire::{Message, Preamble, put_control};
@@ -58,6 +58,20 @@ impl OnTheWay {
         let gone = |event: &Value| event["wire_bytes"].as_u64() > Some(bytes);
         self.sender.await_matching("progress", gone, SHORT)?;
         Ok(())
+    }
+
+    /// Waits until nothing more can be sent: two reports in a row tell of the same bytes.
+    fn await_silence(&self) -> Result<()> {
+        let mut last = (0.0, 0);
+        loop {
+            let later = |event: &Value| event["t_ms"].as_f64() > Some(last.0);
+            let progress = self.sender.await_matching("progress", later, SHORT)?;
+            let bytes = progress["wire_bytes"].as_u64().context("no bytes")?;
+            if bytes == last.1 {
+                return Ok(());
+            }
+            last = (progress["t_ms"].as_f64().context("no time")?, bytes);
+        }
     }
 
     /// Ports at host A of the connections between the halves.
@@ -303,6 +317,32 @@ fn a_source_that_does_not_come_back() -> Result<()> {
     let since = Instant::now();
     assert!([1, 4].contains(&way.receiver.exit(SHORT)?));
     assert!(since.elapsed() < Duration::from_secs(15), "it waited");
+    way.pair.source.wait_status("running", SHORT)?;
+    verify_writer(&mut way.pair.source)?;
+    way.pair.destination.wait_ended(SHORT)?;
+    Ok(())
+}
+
+/// The same while the destination has not read all that the source had sent, and so cannot know
+/// yet that it is gone.
+#[test]
+fn a_verdict_comes_before_the_last_of_the_memory() -> Result<()> {
+    let mut way = set_out("60s")?;
+    way.await_bytes(4_000_000)?;
+    let qemu = Pid::from_raw(way.pair.destination.pid().try_into()?).context("no pid")?;
+    // Nobody takes what arrives any more: it stays in the sockets between the two hosts.
+    kill_process(qemu, Signal::STOP)?;
+    way.await_silence()?;
+    way.sender.signal(Signal::KILL)?;
+    let early = |event: &Value| {
+        let text = event["text"].as_str();
+        text.is_some_and(|text| text.contains("told that the source is gone"))
+    };
+    way.receiver.await_matching("note", early, SHORT)?;
+    kill_process(qemu, Signal::CONT)?;
+    assert!([1, 4].contains(&way.receiver.exit(SHORT)?));
+    let lost = way.receiver.events();
+    assert!(!format!("{lost:?}").contains("waiting for it"), "{lost:?}");
     way.pair.source.wait_status("running", SHORT)?;
     verify_writer(&mut way.pair.source)?;
     way.pair.destination.wait_ended(SHORT)?;

@@ -44,8 +44,10 @@ const QMP_LIMIT: Duration = Duration::from_secs(30);
 const RECOVER_LIMIT: Duration = Duration::from_secs(60);
 /// Between two tries to make it so, unless QEMU announces something before.
 const AGAIN: Duration = Duration::from_millis(250);
-/// Longest wait for the destination to hear the decision, and for its answer.
+/// Longest wait for the destination to be connected to, and to be sent the decision.
 const TELL_LIMIT: Duration = Duration::from_secs(5);
+/// Longest wait for its answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the guardian does when the source half dies.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -260,11 +262,12 @@ pub(crate) fn tell_destination(watch: &Watch, commit: bool) -> io::Result<Answer
     put_verdict(watch.session, commit, output.tail());
     link.send_all(&mut output, TELL_LIMIT)?;
     let (mut input, mut decoder) = (Input::default(), wire::Decoder::new());
-    // A peer that only keeps the connection alive is not waited for.
-    let deadline = Instant::now() + 2 * TELL_LIMIT;
+    // It may have to read what the source has sent first; if it only keeps the connection alive
+    // it is not waited for.
+    let deadline = Instant::now() + ANSWER_LIMIT;
     while Instant::now() < deadline {
         let mut fds = [PollFd::from_borrowed_fd(link.fd(), PollFlags::IN)];
-        if wait(&mut fds, Some(Instant::now() + TELL_LIMIT))? == 0 {
+        if wait(&mut fds, Some(deadline))? == 0 {
             break;
         }
         match link.receive(&mut input)? {

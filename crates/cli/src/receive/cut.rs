@@ -36,6 +36,9 @@ impl Session<'_, '_> {
             return;
         };
         connection.channel.disconnect();
+        if self.hear_the_verdict() {
+            return;
+        }
         let limit = humantime::format_duration(self.receiver.args.net.reconnect);
         self.receiver.report.tell(&Event::Note {
             text: format!("{why}; waiting for it to come back for {limit}"),
@@ -102,9 +105,15 @@ impl Session<'_, '_> {
             } if self.engine.is_session(session) && self.is_ticket(&ticket) => {
                 self.joined.add(attempt, newcomer.link);
             }
-            Wish::Verdict { session } if self.link.is_none() && self.engine.is_session(session) => {
-                self.cut = None;
-                self.connect(newcomer.link, newcomer.input);
+            Wish::Verdict { session } if self.engine.is_session(session) => {
+                self.verdict = Some(newcomer);
+                if self.link.is_none() {
+                    self.hear_the_verdict();
+                } else {
+                    self.receiver.report.tell(&Event::Note {
+                        text: "told that the source is gone: it counts once all that it had sent is read".into(),
+                    });
+                }
             }
             // The engine says what is wrong with it.
             _ if self.link.is_none() && self.cut.is_none() => {
@@ -117,6 +126,17 @@ impl Session<'_, '_> {
             ),
         }
         Ok(())
+    }
+
+    /// Somebody has come with a verdict, which counts now that the source is gone: it may have come
+    /// before the last of what the source had sent was read. Tells whether there is one.
+    pub(super) fn hear_the_verdict(&mut self) -> bool {
+        let Some(bearer) = self.verdict.take() else {
+            return false;
+        };
+        self.cut = None;
+        self.connect(bearer.link, bearer.input);
+        true
     }
 
     /// Compared in constant time: nobody finds it out byte by byte.

@@ -60,6 +60,8 @@ pub(super) struct Session<'r, 'a> {
     pub(super) cut: Option<Cut>,
     /// Somebody who has not said yet what for.
     pub(super) newcomer: Option<Newcomer>,
+    /// Somebody with a verdict, while the source's connection does not seem to be lost.
+    pub(super) verdict: Option<Newcomer>,
     /// Connections that will be used together.
     pub(super) joined: Joined,
     /// What a source has to show that comes back.
@@ -116,6 +118,7 @@ impl<'r, 'a> Session<'r, 'a> {
             link: None,
             cut: None,
             newcomer: None,
+            verdict: None,
             joined: Joined::default(),
             ticket: None,
             to_peer: Output::default(),
@@ -157,7 +160,9 @@ impl<'r, 'a> Session<'r, 'a> {
                 Err(Stop::LinkLost(why)) if self.engine.phase().may_be_committed() => {
                     self.link = None;
                     self.to_peer.clear();
-                    self.on_loss(&why);
+                    if !self.hear_the_verdict() {
+                        self.on_loss(&why);
+                    }
                 }
                 Err(Stop::LinkLost(why)) => {
                     return self.give_up(&Failure::Failed(why), AbortCode::Other);
