@@ -316,7 +316,9 @@ fn a_source_that_does_not_come_back() -> Result<()> {
     way.sender.signal(Signal::KILL)?;
     let since = Instant::now();
     assert!([1, 4].contains(&way.receiver.exit(SHORT)?));
-    assert!(since.elapsed() < Duration::from_secs(15), "it waited");
+    let took = since.elapsed();
+    let told = (way.receiver.events(), way.sender.stderr());
+    assert!(took < Duration::from_secs(15), "it waited: {told:?}");
     way.pair.source.wait_status("running", SHORT)?;
     verify_writer(&mut way.pair.source)?;
     way.pair.destination.wait_ended(SHORT)?;
