@@ -57,6 +57,7 @@ bench: setup ## Migrations beside stock QEMU's in every mode (an hour; BENCH='--
 	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests
 	target/release/unmoor-bench $(BENCH)
 	target/release/unmoor-bench-agent
+	target/release/unmoor-bench-audit
 
 fuzz: tools ## Coverage-guided fuzzing of every parser, FUZZ_SECONDS each
 	fuzz/run.sh $(FUZZ_SECONDS)

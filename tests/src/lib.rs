@@ -1,8 +1,10 @@
 //! What the end-to-end tests, the demo and the benchmark share: a pair of VMs and a workload.
 
 pub mod authority;
+pub mod backend;
 pub mod bench;
 pub mod browser;
+pub mod on_the_way;
 pub mod pretender;
 
 use std::time::{Duration, Instant};

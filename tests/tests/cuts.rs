@@ -1,157 +1,20 @@
 //! Connections that are lost and come back: the migration goes on where it was.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::relay::{PORT, Unmoor};
-use lab::{HOST_B, Host, VmOptions, ram, results};
+use lab::relay::PORT;
+use lab::{HOST_B, Host, results};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use unmoor_tests::{MIGRATION_LIMIT, Pair, SHORT, await_writing, start_writer, verify_writer};
+use unmoor_tests::on_the_way::{OnTheWay, Outset};
+use unmoor_tests::{MIGRATION_LIMIT, SHORT, await_writing, verify_writer};
 use wire::{Message, Preamble, put_control};
-
-/// A VM under load, on its way over a slow link, with a gate before the commit.
-struct OnTheWay {
-    pair: Pair,
-    sender: Unmoor,
-    receiver: Unmoor,
-    gate: PathBuf,
-}
-
-fn set_out(reconnect: &str) -> Result<OnTheWay> {
-    set_out_over("1", reconnect)
-}
-
-fn set_out_over(connections: &str, reconnect: &str) -> Result<OnTheWay> {
-    let options = VmOptions::default();
-    let mut waiting = options.as_destination();
-    waiting.paused = true;
-    let mut pair = Pair::with(&options, &waiting, Some("1gbit"))?;
-    start_writer(&mut pair.source, 96, 8, "full")?;
-    let gate = pair.lab.run_dir().join("gate");
-    rustix::fs::mkfifoat(rustix::fs::CWD, &gate, 0o600.into())?;
-    let hold = format!("read go < {}", gate.display());
-    let limits = ["--peer-timeout", "3s", "--reconnect", reconnect];
-    let receiver = pair.receive(&[&limits[..], &["--once"]].concat())?;
-    let slow = [
-        "--bandwidth",
-        "200Mbit",
-        "--before-commit",
-        &hold,
-        "--connections",
-        connections,
-    ];
-    let sender = pair.send(&[&limits[..], &slow].concat())?;
-    Ok(OnTheWay {
-        pair,
-        sender,
-        receiver,
-        gate,
-    })
-}
-
-impl OnTheWay {
-    /// Waits until so many bytes have gone.
-    fn await_bytes(&self, bytes: u64) -> Result<()> {
-        let gone = |event: &Value| event["wire_bytes"].as_u64() > Some(bytes);
-        self.sender.await_matching("progress", gone, SHORT)?;
-        Ok(())
-    }
-
-    /// Waits until nothing more can be sent: two reports in a row tell of the same bytes.
-    fn await_silence(&self) -> Result<()> {
-        let mut last = (0.0, 0);
-        loop {
-            let later = |event: &Value| event["t_ms"].as_f64() > Some(last.0);
-            let progress = self.sender.await_matching("progress", later, SHORT)?;
-            let bytes = progress["wire_bytes"].as_u64().context("no bytes")?;
-            if bytes == last.1 {
-                return Ok(());
-            }
-            last = (progress["t_ms"].as_f64().context("no time")?, bytes);
-        }
-    }
-
-    /// Ports at host A of the connections between the halves.
-    fn ports(&self) -> Result<Vec<u16>> {
-        let filter = format!("dport = :{PORT}");
-        let output = self
-            .pair
-            .lab
-            .command(Host::A, "ss")
-            .args(["--no-header", "--numeric", "--tcp", &filter])
-            .output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let local = |line: &str| {
-            let address = line.split_ascii_whitespace().nth(3)?;
-            address.rsplit_once(':')?.1.parse().ok()
-        };
-        Ok(text.lines().filter_map(local).collect())
-    }
-
-    /// Resets every connection between the halves, on both hosts.
-    fn kill_connections(&self) -> Result<()> {
-        self.kill("")
-    }
-
-    /// Resets those connections of which this is true at host A, on both hosts.
-    fn kill(&self, more: &str) -> Result<()> {
-        let there = more.replace("sport", "dport");
-        for (host, end, more) in [(Host::A, "dport", more), (Host::B, "sport", &there)] {
-            let filter = format!("{end} = :{PORT} {more}");
-            let status = self
-                .pair
-                .lab
-                .command(host, "ss")
-                .args(["--kill", "--tcp", &filter])
-                .stdout(std::process::Stdio::null())
-                .stderr(std::process::Stdio::null())
-                .status()?;
-            ensure!(status.success(), "ss --kill: {status}");
-        }
-        Ok(())
-    }
-
-    /// Waits until both sides have come back so often.
-    fn await_resumed(&self, times: usize) -> Result<Vec<Value>> {
-        let mut seen = Vec::new();
-        for half in [&self.receiver, &self.sender] {
-            seen.clear();
-            let mut last = 0.0;
-            for _ in 0..times {
-                let later = |event: &Value| event["t_ms"].as_f64() > Some(last);
-                let resumed = half.await_matching("resumed", later, SHORT)?;
-                last = resumed["t_ms"].as_f64().context("no time")?;
-                seen.push(resumed);
-            }
-        }
-        Ok(seen)
-    }
-
-    /// Opens the gate: the VM moves, its memory equal to the byte.
-    fn arrive(mut self) -> Result<Value> {
-        fs::write(&self.gate, "go\n")?;
-        let summary = self.sender.summary(MIGRATION_LIMIT)?;
-        assert_eq!(
-            self.receiver.exit(SHORT)?,
-            0,
-            "{:?}",
-            self.receiver.events()
-        );
-        assert_eq!(summary["digest"], "equal");
-        let diff = ram::compare(&mut self.pair.source, &mut self.pair.destination)?;
-        assert!(diff.differing.is_empty(), "{diff:x?}");
-        self.pair.destination.qmp("cont", &json!({}))?;
-        verify_writer(&mut self.pair.destination)?;
-        Ok(summary)
-    }
-}
 
 #[test]
 fn killed_connections_come_back() -> Result<()> {
-    let way = set_out("20s")?;
+    let way = Outset::new("20s").set_out()?;
     way.await_bytes(8_000_000)?;
     way.kill_connections()?;
     way.await_resumed(1)?;
@@ -162,6 +25,7 @@ fn killed_connections_come_back() -> Result<()> {
     way.sender.await_event("ready", MIGRATION_LIMIT)?;
     way.kill_connections()?;
     let resumed = way.await_resumed(3)?;
+    way.open_the_gate()?;
     let summary = way.arrive()?;
     results::record(
         "killed_connections",
@@ -172,7 +36,7 @@ fn killed_connections_come_back() -> Result<()> {
 /// A session over several connections: each of them is killed, then all.
 #[test]
 fn connections_of_several_are_killed_one_by_one() -> Result<()> {
-    let way = set_out_over("3", "20s")?;
+    let way = Outset::new("20s").over("3").set_out()?;
     way.await_bytes(4_000_000)?;
     for lost in 0..3 {
         let ports = way.ports()?;
@@ -186,6 +50,7 @@ fn connections_of_several_are_killed_one_by_one() -> Result<()> {
     ensure!(way.ports()?.len() == 3, "not as many as before");
     let path = resumed[3]["path"].as_str().unwrap_or_default();
     assert!(path.ends_with("over 3 connections"), "{path}");
+    way.open_the_gate()?;
     let summary = way.arrive()?;
     results::record(
         "connections_killed_one_by_one",
@@ -193,64 +58,134 @@ fn connections_of_several_are_killed_one_by_one() -> Result<()> {
     )
 }
 
-/// Both sides notice by the other's silence.
-fn down_for_a_while(name: &str, moment: impl FnOnce(&OnTheWay) -> Result<()>) -> Result<()> {
-    let way = set_out("20s")?;
-    moment(&way)?;
+/// What a cut falls into.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    FirstPass,
+    LaterPass,
+    /// The job is paused, its memory travels.
+    Frozen,
+    /// The VM stands, the destination has everything.
+    Ready,
+    /// The same, and the source wants to commit.
+    Commit,
+}
+
+impl Moment {
+    const ALL: [Moment; 5] = [
+        Moment::FirstPass,
+        Moment::LaterPass,
+        Moment::Frozen,
+        Moment::Ready,
+        Moment::Commit,
+    ];
+
+    fn await_it(self, way: &OnTheWay) -> Result<()> {
+        match self {
+            Moment::FirstPass => way.await_bytes(8_000_000)?,
+            Moment::LaterPass => {
+                let later = |event: &Value| event["pass"].as_u64() >= Some(2);
+                way.sender.await_matching("pass", later, MIGRATION_LIMIT)?;
+            }
+            Moment::Frozen => {
+                way.sender.await_event("frozen", MIGRATION_LIMIT)?;
+            }
+            Moment::Ready | Moment::Commit => {
+                way.sender.await_event("ready", MIGRATION_LIMIT)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A note of one of the halves with these words.
+fn noted(words: &str) -> impl Fn(&Value) -> bool {
+    move |event| {
+        event["text"]
+            .as_str()
+            .is_some_and(|text| text.contains(words))
+    }
+}
+
+/// The link is down until both sides have noticed by the other's silence.
+fn down_until_noticed(moment: Moment) -> Result<()> {
+    let way = Outset::new("20s").set_out()?;
+    moment.await_it(&way)?;
     way.pair.lab.set_link(false)?;
     for (half, words) in [
         (&way.sender, "trying to connect again"),
         (&way.receiver, "waiting for it to come back"),
     ] {
-        let told = |event: &Value| {
-            let text = event["text"].as_str();
-            text.is_some_and(|text| text.contains(words))
-        };
-        half.await_matching("note", told, SHORT)?;
+        half.await_matching("note", noted(words), SHORT)?;
     }
     way.pair.lab.set_link(true)?;
     let resumed = way.await_resumed(1)?;
+    way.open_the_gate()?;
     let summary = way.arrive()?;
-    results::record(name, &json!({"resumed": resumed, "summary": summary}))
+    results::record(
+        &format!("link_down_{moment:?}"),
+        &json!({"resumed": resumed, "summary": summary}),
+    )
 }
 
 #[test]
 fn the_link_is_down_while_memory_travels() -> Result<()> {
-    down_for_a_while("link_down_in_the_first_pass", |way| {
-        way.await_bytes(8_000_000)
-    })
-}
-
-#[test]
-#[ignore = "the whole matrix"]
-fn the_link_is_down_in_a_later_pass() -> Result<()> {
-    down_for_a_while("link_down_in_a_later_pass", |way| {
-        let later = |event: &Value| event["pass"].as_u64() >= Some(2);
-        way.sender.await_matching("pass", later, MIGRATION_LIMIT)?;
-        Ok(())
-    })
+    down_until_noticed(Moment::FirstPass)
 }
 
 /// The VM stands: a commit is not sent into the void.
 #[test]
 fn the_link_is_down_before_the_commit() -> Result<()> {
-    down_for_a_while("link_down_before_the_commit", |way| {
-        way.sender.await_event("ready", MIGRATION_LIMIT)?;
-        Ok(())
-    })
+    down_until_noticed(Moment::Ready)
+}
+
+/// The link is down for so long, whether the halves notice or not.
+fn down_for(moment: Moment, time: Duration, connections: &str) -> Result<Value> {
+    let outset = Outset::new("30s").over(connections);
+    let way = match moment {
+        Moment::Frozen => outset.with_agent().set_out()?,
+        _ => outset.set_out()?,
+    };
+    moment.await_it(&way)?;
+    way.pair.lab.set_link(false)?;
+    if matches!(moment, Moment::Commit) {
+        way.open_the_gate()?;
+    }
+    // The time is what is tested: nothing happens that could be awaited.
+    std::thread::sleep(time);
+    way.pair.lab.set_link(true)?;
+    if !matches!(moment, Moment::Commit) {
+        way.open_the_gate()?;
+    }
+    way.arrive()
+}
+
+#[test]
+#[ignore = "the whole matrix, several minutes"]
+fn the_link_is_down_for_any_time_in_any_phase() -> Result<()> {
+    let mut runs = Vec::new();
+    for moment in Moment::ALL {
+        for seconds in [1, 5, 20] {
+            for connections in ["1", "3"] {
+                let time = Duration::from_secs(seconds);
+                let what = format!("{moment:?}, {seconds} s, {connections} connections");
+                println!("{what}");
+                let summary = down_for(moment, time, connections).context(what.clone())?;
+                runs.push(json!({"what": what, "summary": summary}));
+            }
+        }
+    }
+    results::record("link_down_matrix", &Value::Array(runs))
 }
 
 /// A connection that stays away for too long: the VM runs on at the source, and nothing waits at
 /// the destination.
 #[test]
 fn a_cut_that_lasts_too_long() -> Result<()> {
-    let mut way = set_out("3s")?;
+    let mut way = Outset::new("3s").set_out()?;
     way.await_bytes(8_000_000)?;
     way.pair.lab.set_link(false)?;
-    let lost = |event: &Value| {
-        let text = event["text"].as_str();
-        text.is_some_and(|text| text.contains("trying to connect again for 3s"))
-    };
+    let lost = noted("trying to connect again for 3s");
     way.sender.await_matching("note", lost, SHORT)?;
     let since = Instant::now();
     assert_eq!(way.sender.exit(SHORT)?, 1, "{:?}", way.sender.events());
@@ -272,7 +207,7 @@ fn a_cut_that_lasts_too_long() -> Result<()> {
 /// Who does not know the ticket does not get the session, though he names it.
 #[test]
 fn a_wrong_ticket() -> Result<()> {
-    let way = set_out("20s")?;
+    let way = Outset::new("20s").set_out()?;
     way.await_bytes(4_000_000)?;
     let connected = way.sender.await_event("connected", Duration::ZERO)?;
     let name = connected["session"].as_str().context("no session")?;
@@ -304,6 +239,7 @@ fn a_wrong_ticket() -> Result<()> {
     way.sender.await_event("ready", MIGRATION_LIMIT)?;
     let resumed = way.receiver.events();
     assert!(resumed.iter().all(|event| event["event"] != "resumed"));
+    way.open_the_gate()?;
     let summary = way.arrive()?;
     results::record("a_wrong_ticket", &summary)
 }
@@ -311,7 +247,7 @@ fn a_wrong_ticket() -> Result<()> {
 /// The guardian's verdict reaches a destination that waits for its source to come back.
 #[test]
 fn a_source_that_does_not_come_back() -> Result<()> {
-    let mut way = set_out("20s")?;
+    let mut way = Outset::new("20s").set_out()?;
     way.await_bytes(8_000_000)?;
     way.sender.signal(Signal::KILL)?;
     let since = Instant::now();
@@ -329,17 +265,14 @@ fn a_source_that_does_not_come_back() -> Result<()> {
 /// yet that it is gone.
 #[test]
 fn a_verdict_comes_before_the_last_of_the_memory() -> Result<()> {
-    let mut way = set_out("60s")?;
+    let mut way = Outset::new("60s").set_out()?;
     way.await_bytes(4_000_000)?;
     let qemu = Pid::from_raw(way.pair.destination.pid().try_into()?).context("no pid")?;
     // Nobody takes what arrives any more: it stays in the sockets between the two hosts.
     kill_process(qemu, Signal::STOP)?;
     way.await_silence()?;
     way.sender.signal(Signal::KILL)?;
-    let early = |event: &Value| {
-        let text = event["text"].as_str();
-        text.is_some_and(|text| text.contains("told that the source is gone"))
-    };
+    let early = noted("told that the source is gone");
     way.receiver.await_matching("note", early, SHORT)?;
     kill_process(qemu, Signal::CONT)?;
     assert!([1, 4].contains(&way.receiver.exit(SHORT)?));

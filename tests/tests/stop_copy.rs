@@ -1,12 +1,10 @@
 //! Migrations that pause the processes on which nobody outside depends, on real QEMU.
 
-use std::ops::Range;
-use std::path::Path;
-
 use anyhow::{Context, Result, ensure};
 use lab::client::{RedisReport, Running};
 use lab::{Vm, VmOptions, ram, results};
 use serde_json::{Value, json};
+use unmoor_tests::on_the_way::left_behind;
 use unmoor_tests::{
     MIGRATION_LIMIT, Pair, SHORT, await_writing, connect_agent, start_writer, verify_writer,
 };
@@ -59,19 +57,6 @@ fn a_job_that_outruns_the_link_is_paused_and_moves_once() -> Result<()> {
         "{redis:?}"
     );
     results::record("stop_copy", &json!({"summary": summary, "redis": redis}))
-}
-
-/// The page frames in the file that `--left-behind` writes.
-fn left_behind(path: &Path) -> Result<Vec<Range<u64>>> {
-    let text = std::fs::read_to_string(path)?;
-    let run = |line: &str| {
-        let (first, count) = line.split_once(' ')?;
-        let first: u64 = first.parse().ok()?;
-        Some(first..first + count.parse::<u64>().ok()?)
-    };
-    text.lines()
-        .map(|line| run(line).context("no run"))
-        .collect()
 }
 
 /// Moves a VM, a job of which is paused, to a QEMU that does not start it, and compares.

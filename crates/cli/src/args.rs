@@ -143,6 +143,16 @@ pub struct SendArgs {
     /// Rules about processes.
     pub policy: PolicyArgs,
 
+    /// Compares, while the VM is stopped, all of its memory with what the destination has, in case
+    /// QEMU has not noticed that a page was written: repair sends what differs, report only tells of
+    /// it. It is part of the downtime. Without a shared memory backend QEMU's process is read.
+    #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "repair")]
+    pub audit: Option<AuditArg>,
+
+    /// QEMU's process, for --audit, where it is not the one that made the QMP socket.
+    #[arg(long, value_name = "PID", requires = "audit")]
+    pub qemu_pid: Option<u32>,
+
     /// Writes the page frames that did not travel because the guest declared them free: memory in
     /// which the two hosts may differ.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -465,6 +475,15 @@ pub enum ProtocolArg {
     Live,
     /// That of processes on which nobody outside depends once, while they are paused
     StopCopy,
+}
+
+/// What an audit does with what it finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AuditArg {
+    /// Pages that differ are sent
+    Repair,
+    /// They are counted
+    Report,
 }
 
 /// How memory is compressed on its way.

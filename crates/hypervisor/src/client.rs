@@ -90,6 +90,12 @@ impl Client {
         &self.greeting
     }
 
+    /// Who made the socket, if this host can see that process.
+    pub fn process_id(&self) -> Option<u32> {
+        let peer = rustix::net::sockopt::socket_peercred(&self.stream).ok()?;
+        u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
+    }
+
     /// Readable when there is something to [`process`](Client::process).
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()

@@ -7,6 +7,7 @@
 //! settings    capabilities and parameters, changed for a migration and put back
 //! check       can this VM be moved, and do two QEMUs fit each other
 //! memory_map  where the guest's page frames are in QEMU's RAM blocks
+//! host_ram    where these are in QEMU's own memory
 //! recover     the source VM runs again, the destination QEMU goes away
 //! ```
 //!
@@ -18,6 +19,7 @@ mod client;
 mod codec;
 mod error;
 mod facts;
+mod host_ram;
 mod load;
 mod memory_map;
 mod recover;
@@ -29,6 +31,7 @@ pub use client::{Client, Id, Incoming};
 pub use codec::{Codec, Event, Message};
 pub use error::Error;
 pub use facts::{Version, VmFacts};
+pub use host_ram::HostRam;
 pub use memory_map::RamPiece;
 pub use recover::{Recovered, discard_destination, recover_source};
 pub use settings::{Saved, Wanted};

@@ -61,7 +61,7 @@ fn piece(line: &str) -> Option<RamPiece> {
     })
 }
 
-fn hexadecimal(text: &str) -> Option<u64> {
+pub(crate) fn hexadecimal(text: &str) -> Option<u64> {
     u64::from_str_radix(text, 16).ok()
 }
 

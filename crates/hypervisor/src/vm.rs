@@ -187,6 +187,11 @@ impl Vm {
         Ok(())
     }
 
+    /// The connection, to look at.
+    pub(crate) fn client_ref(&self) -> &Client {
+        &self.client
+    }
+
     /// The connection itself.
     pub(crate) fn client(&mut self) -> &mut Client {
         &mut self.client

@@ -30,6 +30,6 @@ pub use guest_map::MappedRam;
 pub use holds::{Group, GroupFigures, Left, Treatment};
 pub use keepalive::{KeepAlive, Liveness};
 pub use source::{
-    KeepBack, Source, SourceAction, SourcePhase, SourceStats, WalkPosition, put_verdict,
+    Expected, KeepBack, Source, SourceAction, SourcePhase, SourceStats, WalkPosition, put_verdict,
 };
 pub use table::{BYTES_PER_PAGE, Change, PageTable, TableError};

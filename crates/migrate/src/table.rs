@@ -139,6 +139,19 @@ impl PageTable {
         self.put_hash(slot, self.zero)
     }
 
+    /// Whether the destination has this content, or nothing but zeros to be had.
+    pub(crate) fn has(&self, slot: usize, content: &[u8]) -> bool {
+        match self.hashes[slot] {
+            ABSENT => content.iter().all(|byte| *byte == 0),
+            hash => hash == self.hash(content),
+        }
+    }
+
+    /// Whether the destination has a page of zeros.
+    pub(crate) fn has_zeros(&self, slot: usize) -> bool {
+        matches!(self.hashes[slot], hash if hash == ABSENT || hash == self.zero)
+    }
+
     #[inline]
     fn put_hash(&mut self, slot: usize, hash: u128) -> Change {
         let old = self.hashes[slot];

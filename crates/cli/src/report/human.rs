@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Event, Forecast, Named, Progress, Report, Summary, bytes, count, duration_ms, rate};
+use super::{
+    Audited, Event, Forecast, Named, Progress, Report, Summary, bytes, count, duration_ms, rate,
+};
 
 /// Time between progress lines where there is no terminal to rewrite one on.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -110,6 +112,7 @@ impl Report for Human {
                 self.say("what is moved live does not shrink: the VM writes as fast as it travels");
             }
             Event::Stopped => self.say("the VM has stopped for the switchover"),
+            Event::Audited(audited) => self.say(&audit_in_words(audited)),
             Event::Ready => self.say("the destination has loaded everything; memory proven equal"),
             Event::Committed => self.say("committed"),
             Event::Received { running, pages, .. } => {
@@ -188,6 +191,23 @@ fn describe(progress: &Progress) -> String {
     text
 }
 
+/// What an audit has found, in a line.
+pub(super) fn audit_in_words(audited: &Audited) -> String {
+    let found = match (audited.differing, audited.repaired) {
+        (0, _) => "none differs".to_owned(),
+        (differing, 0) => format!(
+            "QEMU has lost track of {}, which the destination has as they were",
+            count(differing)
+        ),
+        (differing, _) => format!("QEMU had lost track of {}, sent now", count(differing)),
+    };
+    format!(
+        "{} pages compared in {}: {found}",
+        count(audited.pages),
+        duration_ms(audited.ms)
+    )
+}
+
 fn summarise(summary: &Summary) -> String {
     let downtime = match (summary.downtime_ms, summary.running_at_destination) {
         (Some(ms), _) => duration_ms(ms),
@@ -224,6 +244,10 @@ fn summarise(summary: &Summary) -> String {
         ),
         _ => String::new(),
     };
+    let audit = match &summary.audit {
+        Some(audited) => format!("audit           {}\n", audit_in_words(audited)),
+        None => String::new(),
+    };
     let free = match summary.counts.pages_free {
         0 => String::new(),
         pages => format!(", {} free", count(pages)),
@@ -234,6 +258,7 @@ moved in        {}
 downtime        {downtime}{hook}
 {paused}on the wire     {} for {} of guest memory
 {compressed}\
+{audit}\
 {predicted}\
 pages           {} sent, {} zero, {} dropped as duplicates{free}
 passes          {}

@@ -84,6 +84,8 @@ pub(crate) enum Event {
     Stalled,
     /// Source: the VM has stopped for the switchover.
     Stopped,
+    /// Source: the VM's memory has been compared with what the destination has.
+    Audited(Audited),
     /// Everything is loaded at the destination and proven equal.
     Ready,
     /// Source: the commit is recorded and sent. The VM belongs to the destination.
@@ -168,6 +170,23 @@ impl From<SourceStats> for PageCounts {
     }
 }
 
+/// What an audit of the stopped VM's memory has found.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Audited {
+    /// Pages that were compared; those that the guest declared free are not.
+    pub pages: u64,
+    /// Pages that QEMU had not noticed to be written, so that the destination had something else.
+    pub differing: u64,
+    /// Of those, pages that were sent.
+    pub repaired: u64,
+    /// Its share of the downtime.
+    pub ms: f64,
+    /// Bytes of memory read and compared a second.
+    pub bytes_per_s: u64,
+    /// Whether memory was read from a file that QEMU shares, and not from its process.
+    pub shared: bool,
+}
+
 /// How far a migration is.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Progress {
@@ -204,6 +223,8 @@ pub(crate) struct Summary {
     pub wire_bytes: u64,
     /// What batches of pages were compressed to, and by what; absent if they were not.
     pub compressed: Option<Compressed>,
+    /// What the audit has found; absent without one.
+    pub audit: Option<Audited>,
     pub guest_memory_bytes: u64,
     #[serde(flatten)]
     pub counts: PageCounts,

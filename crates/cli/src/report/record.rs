@@ -146,6 +146,7 @@ pub(crate) enum MarkKind {
     Live,
     Stalled,
     Stopped,
+    Audited,
     Ready,
     Committed,
     Running,

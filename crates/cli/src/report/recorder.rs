@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use super::file::Files;
-use super::human::names;
+use super::human::{audit_in_words, names};
 use super::record::{Mark, MarkKind, Outcome, Pause, Record, Spared, Wanted, processes};
 use super::samples::Samples;
 use super::{Detail, Event, Named, Paused, Report, Summary, bytes, duration_ms, html, kept};
@@ -140,6 +140,9 @@ impl Recorder {
             Event::Stopped => {
                 record.stopped_at_ms = Some(now);
                 self.mark(now, MarkKind::Stopped, "the VM stops".to_owned());
+            }
+            Event::Audited(audited) => {
+                self.mark(now, MarkKind::Audited, audit_in_words(audited));
             }
             Event::Ready => {
                 let text = "all loaded, memory proven equal".to_owned();

@@ -74,6 +74,10 @@ impl Traced {
                 }
             }
             Event::Pass { pass } => info!(parent: &self.migration, pass, "pass"),
+            Event::Audited(audited) => {
+                let (pages, differing) = (audited.pages, audited.differing);
+                info!(parent: &self.migration, pages, differing, ms = audited.ms, "audited");
+            }
             Event::Ready => info!(parent: &self.migration, "ready"),
             Event::Committed => info!(parent: &self.migration, "committed"),
             Event::Stalled => warn!(parent: &self.migration, "stalled"),

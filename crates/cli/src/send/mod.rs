@@ -1,5 +1,6 @@
 //! `unmoor send`: the source half's shell.
 
+mod audit;
 mod cut;
 mod foresee;
 mod hook;
@@ -28,6 +29,7 @@ use crate::net::{ConnectError, Connector, Protection, host_of};
 use crate::report::{Detail, Event, Metrics, Recorder, Report, Wanted, records_folder, reporter};
 use crate::signals::Signals;
 use crate::{QMP_CONNECT_LIMIT, random};
+use audit::Auditor;
 use session::Session;
 use steer::Steering;
 
@@ -140,6 +142,12 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
         Some(_) => guest_memory(&mut vm).map_err(|error| failed(&error))?,
         None => Vec::new(),
     };
+    let audit = args
+        .audit
+        .map(|how| Auditor::prepare(&mut vm, how, args.qemu_pid));
+    let auditor = audit
+        .transpose()
+        .map_err(|why| Failure::Refused(format!("--audit: {why}")))?;
     let ends = ram.iter().map(|piece| piece.address + piece.length);
     let frames = ends.max().unwrap_or(0) / FRAME;
     let steering = Steering::new(args, frames, report)?;
@@ -159,6 +167,7 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
     let mut session = Session::new(
         args, connector, report, signals, vm, facts, link, session, engine, steering,
     );
+    session.audit_with(auditor);
     if let Some(limit) = args.bandwidth {
         session.limit_to(Some(limit)).map_err(Failure::Refused)?;
     }

@@ -41,6 +41,7 @@ impl Session<'_> {
                 pages_differing: tally.differing,
                 method: tally.method.map(|method| method.to_string()),
             }),
+            audit: self.audited,
             guest_memory_bytes: stats.ram_bytes,
             counts: stats.into(),
             held_peak_pages: stats.held_peak_pages,

@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags};
 use wire::{AbortCode, Frame, Ledger, Message, Started, put_control};
 
 use super::Failure;
+use super::audit::Auditor;
 use super::cut::Cut;
 use super::hook::Hook;
 use super::meter::Meter;
@@ -23,7 +24,7 @@ use crate::guardian::{Guardian, Watch};
 use crate::net::{Channel, Connector, Link};
 use crate::pace::Pace;
 use crate::poll::wait;
-use crate::report::{Event, Report, session_name};
+use crate::report::{Audited, Event, Report, session_name};
 use crate::signals::Signals;
 
 /// Bytes that may be on their way, or lost, without the destination's word: it gives one for each
@@ -72,6 +73,9 @@ pub(crate) struct Session<'a> {
     /// Whether the VM ran when the migration began.
     pub(super) was_running: bool,
     pub(super) destination_qemu: String,
+    pub(super) auditor: Option<Auditor>,
+    /// What an audit has found.
+    pub(super) audited: Option<Audited>,
     pub(super) hook: Option<Hook>,
     pub(super) hook_time: Option<Duration>,
     pub(super) alive: KeepAlive,
@@ -158,6 +162,8 @@ impl<'a> Session<'a> {
             saved: None,
             was_running: false,
             destination_qemu: String::new(),
+            auditor: None,
+            audited: None,
             hook: None,
             hook_time: None,
             alive: KeepAlive::new(args.net.peer_timeout, now),
@@ -216,6 +222,7 @@ impl<'a> Session<'a> {
             if self.may_read() {
                 self.take_events()?;
             }
+            self.audit()?;
             self.pump();
             self.engine.flush(self.output.tail());
             if let Some(upto) = self.channel.owes() {
@@ -229,7 +236,10 @@ impl<'a> Session<'a> {
                 self.engine.flush(self.output.tail());
                 self.send()?;
             }
-            let deadline = self.on_time()?;
+            let mut deadline = self.on_time()?;
+            if self.is_auditing() {
+                deadline = Instant::now();
+            }
             self.wait_and_read(deadline)?;
         }
     }
@@ -239,6 +249,7 @@ impl<'a> Session<'a> {
         while let Some(action) = self.engine.next_action() {
             match action {
                 SourceAction::Start(accept) => self.start_qemu(&accept)?,
+                SourceAction::Audit => self.begin_audit()?,
                 SourceAction::Decide => {
                     self.report.tell(&Event::Ready);
                     match &self.args.before_commit {

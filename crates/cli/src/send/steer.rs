@@ -230,7 +230,7 @@ impl Session<'_> {
 
     /// Whether held pages wait to be sent.
     pub(super) fn has_due(&self) -> bool {
-        self.engine.due_bytes() > 0 || self.engine.must_drain()
+        self.engine.due_bytes() > 0 || (self.engine.must_drain() && !self.engine.is_auditing())
     }
 
     /// Sends held pages while the link has room for them.

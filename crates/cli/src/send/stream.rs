@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use qemu_stream::{Event, Parser};
+use qemu_stream::{Event, Parser, RamBlock};
 
 use super::Failure;
 use super::session::{Session, failed};
@@ -32,6 +32,11 @@ impl QemuStream {
         }
     }
 
+    /// The RAM blocks that it has named.
+    pub(super) fn blocks(&self) -> &[RamBlock] {
+        self.parser.blocks()
+    }
+
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -43,7 +48,8 @@ impl Session<'_> {
         let open = self.qemu.as_ref().is_some_and(|qemu| !qemu.closed);
         let pilot = &self.steering.pilot;
         let room = !self.link_is_full() || pilot.reads_ahead(&self.engine);
-        open && room && pilot.may_read(&self.engine)
+        let audits = self.engine.is_auditing();
+        open && room && !audits && pilot.may_read(&self.engine)
     }
 
     /// Bytes that may wait for the link, and for what is done to them on the way.

@@ -6,7 +6,8 @@
 use guest_proto::Run;
 use wire::{Message, put_control};
 
-use super::{KeepBack, Source, SourcePhase, WalkPosition};
+use super::audit::Audit;
+use super::{KeepBack, Source, SourceAction, SourcePhase, WalkPosition};
 use roaring::RoaringBitmap;
 
 use crate::holds::{Group, GroupFigures, Holds, Left, Treatment};
@@ -109,6 +110,8 @@ impl Source {
         let slots: Vec<_> = slots.collect();
         let left = memory.holds.are_free(&slots);
         self.stats.pages_free += left.len() as u64;
+        let numbers = left.iter().filter_map(|slot| u32::try_from(*slot).ok());
+        memory.left.extend(numbers);
         memory.map.frames(&left)
     }
 
@@ -164,12 +167,19 @@ impl Source {
         }
     }
 
-    /// After the RAM section: devices follow once nothing is held any more.
+    /// After the RAM section: devices follow once nothing is held any more, and what is wanted of
+    /// an audit is done.
     pub(super) fn end_ram_if_drained(&mut self, out: &mut Vec<u8>) {
         if let Some(memory) = &mut self.memory
             && memory.draining
             && memory.holds.held_pages() == 0
+            && self.audit != Audit::UnderWay
         {
+            if self.audit == Audit::Wanted {
+                self.audit = Audit::UnderWay;
+                self.actions.push_back(SourceAction::Audit);
+                return;
+            }
             memory.draining = false;
             memory.batch.flush(out);
             put_control(&Message::RamEnd, out);

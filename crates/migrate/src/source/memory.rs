@@ -1,6 +1,7 @@
 //! The pages of the source half: what is sent, what is kept back, what need not travel.
 
 use qemu_stream::{BlockId, RamBlock};
+use roaring::RoaringBitmap;
 use wire::{BatchWriter, Message, put_control};
 
 use super::SourceStats;
@@ -36,6 +37,8 @@ pub(super) struct Memory {
     pub(super) map: GuestMap,
     page_size: u64,
     position: WalkPosition,
+    /// Pages that need not travel, by their slots.
+    pub(super) left: RoaringBitmap,
     /// Within SECTION_END.
     pub(super) ending: bool,
     /// The RAM section is over but for what is held.
@@ -53,6 +56,7 @@ impl Memory {
             map: GuestMap::new(&keep_back.ram, blocks, table.layout(), page_size as u64),
             page_size: page_size as u64,
             position: WalkPosition { walk: 1, slot: 0 },
+            left: RoaringBitmap::new(),
             ending: false,
             draining: false,
             table,

@@ -1,5 +1,6 @@
 //! The source half: QEMU's stream in, frames out, and the decision to commit.
 
+mod audit;
 mod keeping;
 mod memory;
 
@@ -12,6 +13,8 @@ use wire::{
 };
 
 use crate::{Fault, PageTable};
+use audit::Audit;
+pub use audit::Expected;
 use memory::Memory;
 pub use memory::{KeepBack, WalkPosition};
 
@@ -45,6 +48,7 @@ pub struct Source {
     ram: Option<RamHead>,
     keep_back: KeepBack,
     memory: Option<Memory>,
+    audit: Audit,
     ready: Option<Digest>,
     qemu_completed: bool,
     uses: Capabilities,
@@ -94,6 +98,9 @@ impl SourcePhase {
 pub enum SourceAction {
     /// The destination takes part: compare the VMs, then let QEMU start.
     Start(Accept),
+    /// All memory is sent, and was to be audited: compare it with [`Source::expected`], call
+    /// [`Source::repair`] where it differs, and then [`Source::audited`].
+    Audit,
     /// Everything is proven equal and QEMU has completed: record the commit where it survives
     /// this process, then call [`Source::commit_recorded`].
     Decide,
@@ -150,6 +157,7 @@ impl Source {
             ram: None,
             keep_back: KeepBack::default(),
             memory: None,
+            audit: Audit::Off,
             ready: None,
             qemu_completed: false,
             uses: Capabilities::default(),
@@ -424,6 +432,9 @@ impl Source {
                 self.send_head(out);
                 self.through(event, out);
                 Ok(())
+            }
+            Event::Device(_) if self.is_auditing() => {
+                Err(self.out_of_order("device state during the audit"))
             }
             Event::Device(bytes) => {
                 self.stats.device_bytes += bytes.len() as u64;

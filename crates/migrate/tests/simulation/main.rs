@@ -75,6 +75,7 @@ fn memory_is_equal_and_one_copy_runs_whatever_happens() {
             "same page",
             "difference",
             "no room to hold",
+            "forgotten by QEMU",
         ] {
             assert!(
                 seen.get(what).is_some_and(|count| *count > 0),

@@ -32,6 +32,8 @@ pub(crate) struct SourceQemu {
     cursor: (u16, u64),
     step: Step,
     passes_left: usize,
+    /// Now and then it does not notice that a page is written.
+    pub(crate) forgets: bool,
     /// Bytes that wait to be read.
     pub(crate) output: Vec<u8>,
     pub(crate) completed: bool,
@@ -70,6 +72,7 @@ impl SourceQemu {
             builder: StreamBuilder::new("pc-q35-10.0"),
             cursor: (0, 0),
             step: Step::Head,
+            forgets: false,
             passes_left: 1 + random.below(4),
             output: Vec::new(),
             completed: false,
@@ -90,7 +93,9 @@ impl SourceQemu {
             let at = random.below(self.ram.len());
             let key = *self.ram.keys().nth(at).unwrap();
             self.ram.insert(key, random.below(4) as u8);
-            self.dirty.insert(key, ());
+            if !(self.forgets && random.one_in(4)) {
+                self.dirty.insert(key, ());
+            }
         }
     }
 
@@ -277,6 +282,14 @@ fn content(number: u8) -> [u8; PAGE] {
     let mut page = [1 + number % 2; PAGE];
     page[..8].fill(number);
     page
+}
+
+/// The page of a number, zeros included.
+pub(crate) fn page_of(number: u8) -> [u8; PAGE] {
+    match number {
+        0 => [0; PAGE],
+        number => content(number),
+    }
 }
 
 /// The number whose page this is, or 255.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::axis::{number, seconds};
 use super::bins::{CLASSES, sums};
 use super::escape::{Escaped, cut, named};
+use crate::report::human::audit_in_words;
 use crate::report::record::{Forecast, Outcome, Record};
 use crate::report::{Summary, bytes, count, duration_ms};
 
@@ -94,6 +95,17 @@ fn times(summary: &Summary, page: &mut String) {
             "of it --before-commit",
             &duration_ms(ms),
             "What the user's own command took while the VM was stopped.",
+        );
+    }
+    if let Some(audited) = &summary.audit {
+        row(
+            page,
+            "of it the audit",
+            &duration_ms(audited.ms),
+            &format!(
+                "All memory of the stopped VM was compared with what the destination has. {}.",
+                capitalised(&audit_in_words(audited))
+            ),
         );
     }
     if let Some(ms) = summary.longest_pause_ms {

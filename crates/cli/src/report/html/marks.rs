@@ -168,6 +168,7 @@ fn word(kind: MarkKind) -> Option<&'static str> {
         | MarkKind::Classified
         | MarkKind::FreePages
         | MarkKind::Live
+        | MarkKind::Audited
         | MarkKind::Ready => None,
     }
 }

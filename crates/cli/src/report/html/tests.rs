@@ -49,6 +49,7 @@ fn summary() -> Summary {
         before_commit_ms: None,
         wire_bytes: 415_000_000,
         compressed: None,
+        audit: None,
         guest_memory_bytes: 1 << 30,
         counts: PageCounts {
             pages_sent: 101_140,
