@@ -149,8 +149,13 @@ pub struct SendArgs {
     #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "repair")]
     pub audit: Option<AuditArg>,
 
-    /// QEMU's process, for --audit, where it is not the one that made the QMP socket.
-    #[arg(long, value_name = "PID", requires = "audit")]
+    /// Keeps copies of memory that is held back, even where it could be read from QEMU's process when
+    /// it goes.
+    #[arg(long)]
+    pub copy_held: bool,
+
+    /// QEMU's process, where it is not the one that made the QMP socket.
+    #[arg(long, value_name = "PID")]
     pub qemu_pid: Option<u32>,
 
     /// Writes the page frames that did not travel because the guest declared them free: memory in

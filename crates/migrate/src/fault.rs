@@ -46,6 +46,9 @@ pub enum Fault {
         /// What this side was doing.
         phase: &'static str,
     },
+    /// The guest's memory cannot be read, and what was held of it has no copy.
+    #[error("the VM's memory cannot be read: {0}")]
+    GuestMemory(String),
     /// The two halves disagree on the memory that was moved.
     #[error(
         "memory at the destination is not what was sent (digest {theirs:?}, expected {ours:?}): the VM was not started there"
@@ -73,7 +76,10 @@ impl Fault {
     /// The kind of reason, for the peer.
     pub fn code(&self) -> AbortCode {
         match self {
-            Fault::Stream(_) | Fault::Unsupported { .. } | Fault::Refused(_) => AbortCode::Qemu,
+            Fault::Stream(_)
+            | Fault::Unsupported { .. }
+            | Fault::Refused(_)
+            | Fault::GuestMemory(_) => AbortCode::Qemu,
             Fault::Wire(_)
             | Fault::Pack(_)
             | Fault::OutOfOrder { .. }

@@ -64,6 +64,12 @@ impl Layout {
             })
     }
 
+    /// Pages of a block; none if there is no such block.
+    pub(crate) fn pages_of(&self, block: BlockId) -> u64 {
+        let block = self.blocks.get(usize::from(block.0));
+        block.map_or(0, |pages| pages.count as u64)
+    }
+
     /// The block and page of a slot that [`slot`](Layout::slot) gave.
     pub(crate) fn place(&self, slot: usize) -> (BlockId, u64) {
         // Of blocks without pages that begin at the same slot, the last is the one that has it.

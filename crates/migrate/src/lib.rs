@@ -30,6 +30,7 @@ pub use guest_map::MappedRam;
 pub use holds::{Group, GroupFigures, Left, Treatment};
 pub use keepalive::{KeepAlive, Liveness};
 pub use source::{
-    Expected, KeepBack, Source, SourceAction, SourcePhase, SourceStats, WalkPosition, put_verdict,
+    Expected, GuestMemory, KeepBack, NoGuestMemory, Source, SourceAction, SourcePhase, SourceStats,
+    WalkPosition, put_verdict,
 };
 pub use table::{BYTES_PER_PAGE, Change, PageTable, TableError};

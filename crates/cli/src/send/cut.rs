@@ -28,7 +28,7 @@ const TRY_EVERY: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Cut {
     why: String,
-    since: Instant,
+    pub(super) since: Instant,
     /// When it is tried next.
     pub(super) next: Instant,
     /// Tries in a row of which the destination's host said that nobody listens.

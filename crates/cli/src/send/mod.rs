@@ -3,6 +3,7 @@
 mod audit;
 mod cut;
 mod foresee;
+mod guest_ram;
 mod hook;
 mod meter;
 mod outcome;
@@ -30,6 +31,7 @@ use crate::report::{Detail, Event, Metrics, Recorder, Report, Wanted, records_fo
 use crate::signals::Signals;
 use crate::{QMP_CONNECT_LIMIT, random};
 use audit::Auditor;
+use guest_ram::GuestRam;
 use session::Session;
 use steer::Steering;
 
@@ -142,12 +144,7 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
         Some(_) => guest_memory(&mut vm).map_err(|error| failed(&error))?,
         None => Vec::new(),
     };
-    let audit = args
-        .audit
-        .map(|how| Auditor::prepare(&mut vm, how, args.qemu_pid));
-    let auditor = audit
-        .transpose()
-        .map_err(|why| Failure::Refused(format!("--audit: {why}")))?;
+    let guest_ram = open_ram(args, &mut vm, report)?;
     let ends = ram.iter().map(|piece| piece.address + piece.length);
     let frames = ends.max().unwrap_or(0) / FRAME;
     let steering = Steering::new(args, frames, report)?;
@@ -167,11 +164,34 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
     let mut session = Session::new(
         args, connector, report, signals, vm, facts, link, session, engine, steering,
     );
-    session.audit_with(auditor);
+    session.ram = guest_ram;
+    session.audit_with(args.audit.map(Auditor::new));
     if let Some(limit) = args.bandwidth {
         session.limit_to(Some(limit)).map_err(Failure::Refused)?;
     }
     Ok(session)
+}
+
+/// The VM's memory, to be read from outside, if something wants it and it can be.
+fn open_ram(
+    args: &SendArgs,
+    vm: &mut Vm,
+    report: &mut dyn Report,
+) -> Result<Option<GuestRam>, Failure> {
+    let holds = args.agent.is_some() && !args.copy_held;
+    if args.audit.is_none() && !holds {
+        return Ok(None);
+    }
+    match GuestRam::open(vm, args.qemu_pid) {
+        Ok(ram) => Ok(Some(ram)),
+        Err(why) if args.audit.is_some() => Err(Failure::Refused(format!("--audit: {why}"))),
+        Err(why) => {
+            report.tell(&Event::Note {
+                text: format!("what is held back is copied: {why}"),
+            });
+            Ok(None)
+        }
+    }
 }
 
 /// Where the page frames that the agent speaks of are in QEMU's RAM blocks.

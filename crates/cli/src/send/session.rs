@@ -10,6 +10,7 @@ use wire::{AbortCode, Frame, Ledger, Message, Started, put_control};
 use super::Failure;
 use super::audit::Auditor;
 use super::cut::Cut;
+use super::guest_ram::GuestRam;
 use super::hook::Hook;
 use super::meter::Meter;
 use super::outlet::{Outlet, Sent};
@@ -73,6 +74,8 @@ pub(crate) struct Session<'a> {
     /// Whether the VM ran when the migration began.
     pub(super) was_running: bool,
     pub(super) destination_qemu: String,
+    /// The VM's memory, where it can be read from outside.
+    pub(super) ram: Option<GuestRam>,
     pub(super) auditor: Option<Auditor>,
     /// What an audit has found.
     pub(super) audited: Option<Audited>,
@@ -162,6 +165,7 @@ impl<'a> Session<'a> {
             saved: None,
             was_running: false,
             destination_qemu: String::new(),
+            ram: None,
             auditor: None,
             audited: None,
             hook: None,
@@ -223,7 +227,7 @@ impl<'a> Session<'a> {
                 self.take_events()?;
             }
             self.audit()?;
-            self.pump();
+            self.pump()?;
             self.engine.flush(self.output.tail());
             if let Some(upto) = self.channel.owes() {
                 put_control(&Message::Ack(upto), self.output.tail());
@@ -232,7 +236,7 @@ impl<'a> Session<'a> {
             // A socket that has taken everything announces nothing: nobody would wake us for what
             // is still held.
             while self.output.is_empty() && self.has_due() {
-                self.pump();
+                self.pump()?;
                 self.engine.flush(self.output.tail());
                 self.send()?;
             }

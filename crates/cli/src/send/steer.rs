@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use depgraph::{Class, ProcessId};
 use guest_proto::{ProcessRecord, Run};
 use hypervisor::Saved;
+use migrate::NoGuestMemory;
 use migrate::pilot::{
     Job, OnStall, Pilot, PilotAction, PilotNews, PilotSettings, Protocol, SMALL_BYTES, View,
 };
@@ -160,6 +161,10 @@ impl Session<'_> {
         let view = View {
             now: self.steering.epoch.elapsed(),
             link: self.steering.link_rate.rate(),
+            cut: self
+                .cut
+                .as_ref()
+                .map(|cut| cut.since.saturating_duration_since(self.steering.epoch)),
             stopped: !self.vm_runs(),
         };
         self.steering.pilot.turn(&mut self.engine, view);
@@ -234,13 +239,18 @@ impl Session<'_> {
     }
 
     /// Sends held pages while the link has room for them.
-    pub(super) fn pump(&mut self) {
+    pub(super) fn pump(&mut self) -> Result<(), Failure> {
         let room = self.room_in_all().saturating_sub(self.output.len());
         if room > 0 && self.has_due() {
             let tail = self.output.tail();
             let full = tail.len() + room;
-            self.engine.pump(full, tail);
+            let pumped = match &mut self.ram {
+                Some(ram) => self.engine.pump(full, ram, tail),
+                None => self.engine.pump(full, &mut NoGuestMemory, tail),
+            };
+            pumped.map_err(|fault| failed(&fault))?;
         }
+        Ok(())
     }
 
     /// After a failure, once the VM runs again: nothing is left frozen, and nothing is watched any

@@ -6,8 +6,10 @@ use std::os::unix::net::UnixStream;
 use qemu_stream::{Event, Parser, RamBlock};
 
 use super::Failure;
+use super::guest_ram::Verdict;
 use super::session::{Session, failed};
 use crate::buffer::{Filled, Input};
+use crate::report;
 
 /// Bytes waiting for the link beyond which nothing more is read from QEMU. Small: what waits
 /// here when the VM stops is downtime, and back-pressure tells QEMU the link's true speed.
@@ -102,6 +104,19 @@ impl Session<'_> {
                     self.output.tail(),
                 )
                 .map_err(|e| failed(&e))?;
+            if let Some(ram) = self.ram.as_mut().filter(|ram| ram.is_unknown()) {
+                match ram.watch(&event, qemu.parser.blocks()) {
+                    Verdict::Unknown => {}
+                    Verdict::Same if self.args.copy_held => {}
+                    Verdict::Same => self.engine.leave_in_guest(),
+                    Verdict::Other(why) => {
+                        self.ram = None;
+                        self.report.tell(&report::Event::Note {
+                            text: format!("the VM's memory is not read from QEMU's process: {why}"),
+                        });
+                    }
+                }
+            }
             qemu.input.consume(used);
         }
         if self.engine.phase() != before {

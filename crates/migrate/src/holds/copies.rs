@@ -1,9 +1,12 @@
-//! Copies of pages that are held.
+//! Copies of pages that are held, unless they are read from the guest when they go.
 
 use std::num::NonZeroU32;
 
 /// Pages in one allocation.
 const CHUNK_PAGES: usize = 256;
+
+/// Stands for a page that has no copy: it is read from the guest.
+const IN_GUEST: NonZeroU32 = NonZeroU32::MAX;
 
 /// Page contents by number, in allocations that are kept and used again.
 #[derive(Debug)]
@@ -13,6 +16,8 @@ pub(super) struct Copies {
     unused: Vec<NonZeroU32>,
     count: usize,
     limit: usize,
+    /// No more copies are made.
+    in_guest: bool,
 }
 
 impl Copies {
@@ -24,7 +29,18 @@ impl Copies {
             unused: Vec::new(),
             count: 0,
             limit: limit.min(u32::MAX as usize - CHUNK_PAGES),
+            in_guest: false,
         }
+    }
+
+    /// Bytes in a page.
+    pub(super) fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// What is kept from now on is read from the guest when it goes.
+    pub(super) fn leave_in_guest(&mut self) {
+        self.in_guest = true;
     }
 
     /// Pages kept.
@@ -34,13 +50,17 @@ impl Copies {
 
     /// Whether there is no room for another.
     pub(super) fn is_full(&self) -> bool {
-        self.count >= self.limit
+        !self.in_guest && self.count >= self.limit
     }
 
     /// Keeps a page and yields its number; nothing if there is no room.
     pub(super) fn keep(&mut self, content: &[u8]) -> Option<NonZeroU32> {
         if self.is_full() {
             return None;
+        }
+        if self.in_guest {
+            self.count += 1;
+            return Some(IN_GUEST);
         }
         if self.unused.is_empty() {
             let first = self.chunks.len() * CHUNK_PAGES;
@@ -65,18 +85,19 @@ impl Copies {
         }
     }
 
-    /// A page's content.
-    pub(super) fn content(&self, number: NonZeroU32) -> &[u8] {
+    /// A page's content; nothing if it is in the guest.
+    pub(super) fn content(&self, number: NonZeroU32) -> Option<&[u8]> {
         let (chunk, at) = self.place(number);
         let end = at + self.page_size;
-        let content = self.chunks.get(chunk).and_then(|c| c.get(at..end));
-        content.unwrap_or_default()
+        self.chunks.get(chunk).and_then(|c| c.get(at..end))
     }
 
     /// The page is not needed any more.
     pub(super) fn drop(&mut self, number: NonZeroU32) {
         self.count -= 1;
-        self.unused.push(number);
+        if number != IN_GUEST {
+            self.unused.push(number);
+        }
     }
 
     fn place(&self, number: NonZeroU32) -> (usize, usize) {

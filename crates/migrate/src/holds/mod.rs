@@ -132,6 +132,16 @@ impl Holds {
         }
     }
 
+    /// Bytes in a page.
+    pub(crate) fn page_size(&self) -> usize {
+        self.copies.page_size()
+    }
+
+    /// No more copies are made: what is held is read from the guest when it goes.
+    pub(crate) fn leave_in_guest(&mut self) {
+        self.copies.leave_in_guest();
+    }
+
     /// A new group, without pages; nothing if there are too many.
     pub(crate) fn group(&mut self, treatment: Treatment) -> Option<Group> {
         let number = u16::try_from(self.groups.len() + 1).ok();
@@ -406,10 +416,16 @@ impl Holds {
         Some((slot as usize, origin))
     }
 
-    /// The content of a held page.
+    /// The copy of a held page; nothing if it is to be read from the guest.
     pub(crate) fn content(&self, slot: usize) -> Option<&[u8]> {
         let copy = self.copy_of.get(slot).copied().flatten()?;
-        Some(self.copies.content(copy))
+        self.copies.content(copy)
+    }
+
+    /// From this slot on, so many pages are due one after the other, at most `limit`.
+    pub(crate) fn due_in_a_row(&self, slot: usize, limit: usize) -> usize {
+        let due = |slot: usize| number(slot).is_some_and(|slot| self.due.contains(slot));
+        (slot..slot + limit).take_while(|slot| due(*slot)).count()
     }
 
     /// A held page is not held any more.

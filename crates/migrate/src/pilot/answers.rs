@@ -123,6 +123,10 @@ impl Pilot {
             }
             Told::Frozen(report) => self.told_frozen(&report.frozen, report.refused, source),
             Told::Renewed => {}
+            Told::Thawed(_) if self.again => {
+                self.thaw = false;
+                self.again = false;
+            }
             Told::Thawed(who) => {
                 self.thaw = false;
                 self.release(&who, "they were thawed", source);
@@ -181,7 +185,8 @@ impl Pilot {
         source: &mut Source,
     ) {
         let now = self.view.now;
-        self.stages.pop_front();
+        self.standing
+            .extend(self.stages.pop_front().unwrap_or_default());
         let mut stand = Vec::new();
         for member in &mut self.members {
             if frozen.contains(&member.id) && member.state == State::Held {

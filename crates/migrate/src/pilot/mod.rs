@@ -65,6 +65,8 @@ const ALL_PROBES_MIN: Duration = Duration::from_millis(300);
 /// While so much of what is due is still to be sent, QEMU is not read any more: what is dirtied
 /// meanwhile comes when the link has time for it, and QEMU cannot complete.
 const ALMOST_SENT: Duration = Duration::from_millis(50);
+/// Nobody stands for longer than this because the connection is lost.
+const CUT_PATIENCE: Duration = Duration::from_secs(1);
 /// About what a relay reads of pages that are held, in bytes a second.
 const READ_RATE: u64 = 500_000_000;
 /// So much memory is read before it is known whose it is: the link need not wait for the agent, and
@@ -163,6 +165,12 @@ pub struct Pilot {
     jobs: Vec<Job>,
     /// Still to be frozen.
     stages: VecDeque<Vec<Job>>,
+    /// Who stands, or has been asked to.
+    standing: Vec<Job>,
+    /// The connection was lost while they stood.
+    interrupted: bool,
+    /// Whom the agent thaws next are to be frozen another time.
+    again: bool,
     thaw: bool,
     look_at: Duration,
     renew_at: Duration,
@@ -204,6 +212,9 @@ impl Pilot {
             seen_enough_at: Duration::ZERO,
             jobs: Vec::new(),
             stages: VecDeque::new(),
+            standing: Vec::new(),
+            interrupted: false,
+            again: false,
             thaw: false,
             look_at: Duration::ZERO,
             renew_at: Duration::ZERO,
@@ -216,6 +227,7 @@ impl Pilot {
             view: View {
                 now: Duration::ZERO,
                 link: None,
+                cut: None,
                 stopped: false,
             },
         }
@@ -449,15 +461,25 @@ impl Pilot {
         }
     }
 
-    /// Thaws who has stood for longer than it may.
+    /// Thaws who has stood for longer than it may, or for nothing.
     fn keep_to_the_limits(&mut self, source: &mut Source) {
         let now = self.view.now;
+        let stands = self.frozen().next().is_some();
+        self.interrupted = stands && (self.interrupted || self.view.cut.is_some());
+        let in_vain = stands
+            && self
+                .view
+                .cut
+                .is_some_and(|since| now >= since + CUT_PATIENCE);
         let overdue = self.members.iter().any(|member| match member.state {
             State::Frozen { since } => now >= since + member.limit(self.settings.max_pause),
             _ => false,
         });
-        if overdue && !self.thaw {
+        if (overdue || in_vain) && !self.thaw {
             let who: Vec<_> = self.frozen().map(|(id, _)| id).collect();
+            if self.interrupted {
+                return self.try_again(who, source);
+            }
             self.release_all(source);
             self.tell_thawed(who, "they have stood for as long as they may");
             self.thaw = true;
@@ -465,12 +487,35 @@ impl Pilot {
         }
     }
 
+    /// It was not their fault: they run until there is a connection, and are frozen another time.
+    fn try_again(&mut self, who: Vec<ProcessId>, source: &mut Source) {
+        for member in &mut self.members {
+            if matches!(member.state, State::Frozen { .. }) {
+                member.state = State::Held;
+                source.treat(member.group, Treatment::Held);
+            }
+        }
+        self.jobs.append(&mut self.standing);
+        self.jobs.retain(|job| who.contains(&job.id));
+        self.jobs.extend(self.stages.drain(..).flatten());
+        self.interrupted = false;
+        self.again = true;
+        self.thaw = true;
+        if self.course == Course::Free {
+            // QEMU shall not complete meanwhile.
+            self.limit_downtime(NEVER);
+        }
+        self.course = Course::Waiting;
+        self.tell_thawed(who, "the connection is lost");
+    }
+
     /// Follows QEMU's walk.
     fn follow(&mut self, source: &mut Source) {
         match self.course {
             Course::Waiting if self.step == Step::Open => {
                 if !self.jobs.is_empty() {
-                    if self.near_the_end(source) {
+                    let can = self.view.cut.is_none() && !self.thaw;
+                    if can && self.near_the_end(source) {
                         self.plan_stages(source);
                         self.next_stage_or_settle();
                     }

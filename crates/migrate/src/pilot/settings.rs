@@ -96,6 +96,8 @@ pub struct View {
     pub now: Duration,
     /// Bytes a second that the link carries, once that is known.
     pub link: Option<u64>,
+    /// Since when there has been no connection; nothing while there is one.
+    pub cut: Option<Duration>,
     /// The VM has stopped for the switchover.
     pub stopped: bool,
 }

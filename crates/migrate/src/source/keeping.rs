@@ -7,7 +7,8 @@ use guest_proto::Run;
 use wire::{Message, put_control};
 
 use super::audit::Audit;
-use super::{KeepBack, Source, SourceAction, SourcePhase, WalkPosition};
+use super::{GuestMemory, KeepBack, Source, SourceAction, SourcePhase, WalkPosition};
+use crate::Fault;
 use roaring::RoaringBitmap;
 
 use crate::holds::{Group, GroupFigures, Holds, Left, Treatment};
@@ -159,12 +160,25 @@ impl Source {
         self.memory.as_ref().is_some_and(|memory| memory.draining)
     }
 
-    /// Puts held pages that are due, until `out` is `full` bytes long.
-    pub fn pump(&mut self, full: usize, out: &mut Vec<u8>) {
+    /// From now on no copies are made of what is held: it is read from the guest when it goes. That
+    /// may be newer than what QEMU sent, and then QEMU sends it again.
+    pub fn leave_in_guest(&mut self) {
+        self.with_holds(Holds::leave_in_guest);
+    }
+
+    /// Puts held pages that are due, until `out` is `full` bytes long; those that have no copy come
+    /// from the guest.
+    pub fn pump(
+        &mut self,
+        full: usize,
+        guest: &mut dyn GuestMemory,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
         if let Some(memory) = &mut self.memory {
-            memory.pump(full, &mut self.stats, out);
+            memory.pump(full, guest, &mut self.stats, out)?;
             self.end_ram_if_drained(out);
         }
+        Ok(())
     }
 
     /// After the RAM section: devices follow once nothing is held any more, and what is wanted of

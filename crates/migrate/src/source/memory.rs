@@ -1,5 +1,7 @@
 //! The pages of the source half: what is sent, what is kept back, what need not travel.
 
+use std::ops::Range;
+
 use qemu_stream::{BlockId, RamBlock};
 use roaring::RoaringBitmap;
 use wire::{BatchWriter, Message, put_control};
@@ -7,7 +9,27 @@ use wire::{BatchWriter, Message, put_control};
 use super::SourceStats;
 use crate::guest_map::{GuestMap, MappedRam};
 use crate::holds::{Fate, Holds, Origin};
+use crate::layout::Layout;
 use crate::{Change, Fault, PageTable, TableError};
+
+/// Pages that are read from the guest at once.
+const READ_AHEAD: usize = 64;
+
+/// The memory of the VM, as it is now. While it runs, a page may be torn: then QEMU sends it again.
+pub trait GuestMemory {
+    /// Fills `pages` with pages of a block, of which the first has this index; says why it cannot.
+    fn read(&mut self, block: BlockId, first: u64, pages: &mut [u8]) -> Result<(), String>;
+}
+
+/// Of which nothing can be read: what is held has been copied.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoGuestMemory;
+
+impl GuestMemory for NoGuestMemory {
+    fn read(&mut self, _: BlockId, _: u64, _: &mut [u8]) -> Result<(), String> {
+        Err("nobody knows where it is".into())
+    }
+}
 
 /// What the source half may keep back.
 #[derive(Debug, Clone, Default)]
@@ -131,28 +153,89 @@ impl Memory {
     }
 
     /// Puts held pages that are due, until `out` is `full` bytes long.
-    pub(super) fn pump(&mut self, full: usize, stats: &mut SourceStats, out: &mut Vec<u8>) {
+    pub(super) fn pump(
+        &mut self,
+        full: usize,
+        guest: &mut dyn GuestMemory,
+        stats: &mut SourceStats,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
+        // What is read ahead is as good as new, for nothing arrives meanwhile.
+        let mut ahead = Ahead::default();
         while out.len() < full
             && let Some((slot, origin)) = self.holds.next_due()
         {
+            let content = match self.holds.content(slot) {
+                Some(copy) => copy,
+                None => {
+                    if !ahead.slots.contains(&slot) {
+                        let room = (full - out.len()) / self.table.page_size() + 1;
+                        ahead.read(slot, room, &self.holds, self.table.layout(), guest)?;
+                    }
+                    ahead.page(slot, self.table.page_size())
+                }
+            };
             let (block, index) = self.table.layout().place(slot);
-            if let (Some(content), Ok(index)) = (self.holds.content(slot), u32::try_from(index)) {
-                if self.table.put_at(slot, content) == Change::Same {
+            // Held pages have slots below 2^32.
+            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            if content.iter().all(|byte| *byte == 0) {
+                // It was not when it came.
+                if self.table.put_zero_at(slot) == Change::Same {
                     stats.pages_dropped += 1;
                 } else {
-                    self.batch.page(block.0, index, content, out);
-                    stats.pages_sent += 1;
-                    match origin {
-                        Origin::Live => {}
-                        Origin::Paused => stats.pages_paused += 1,
-                        Origin::Cooled => stats.pages_cooled += 1,
-                        Origin::Flushed => stats.pages_flushed += 1,
-                    }
+                    self.batch.zero(block.0, index, out);
+                    stats.pages_zero += 1;
+                }
+            } else if self.table.put_at(slot, content) == Change::Same {
+                stats.pages_dropped += 1;
+            } else {
+                self.batch.page(block.0, index, content, out);
+                stats.pages_sent += 1;
+                match origin {
+                    Origin::Live => {}
+                    Origin::Paused => stats.pages_paused += 1,
+                    Origin::Cooled => stats.pages_cooled += 1,
+                    Origin::Flushed => stats.pages_flushed += 1,
                 }
             }
-            // Held pages have slots below 2^32.
             self.holds.release(u32::try_from(slot).unwrap_or(u32::MAX));
         }
         stats.held_peak_pages = self.holds.peak_pages();
+        Ok(())
+    }
+}
+
+/// Held pages that have been read from the guest.
+#[derive(Default)]
+struct Ahead {
+    slots: Range<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Ahead {
+    /// Reads the page of this slot, and those after it that are due as well.
+    fn read(
+        &mut self,
+        slot: usize,
+        room: usize,
+        holds: &Holds,
+        layout: &Layout,
+        guest: &mut dyn GuestMemory,
+    ) -> Result<(), Fault> {
+        let (block, index) = layout.place(slot);
+        let in_block = usize::try_from(layout.pages_of(block) - index).unwrap_or(usize::MAX);
+        let most = room.min(READ_AHEAD).min(in_block);
+        let count = holds.due_in_a_row(slot, most).max(1);
+        self.bytes.resize(count * holds.page_size(), 0);
+        guest
+            .read(block, index, &mut self.bytes)
+            .map_err(Fault::GuestMemory)?;
+        self.slots = slot..slot + count;
+        Ok(())
+    }
+
+    fn page(&self, slot: usize, size: usize) -> &[u8] {
+        let at = (slot - self.slots.start) * size;
+        &self.bytes[at..at + size]
     }
 }

@@ -16,7 +16,7 @@ use crate::{Fault, PageTable};
 use audit::Audit;
 pub use audit::Expected;
 use memory::Memory;
-pub use memory::{KeepBack, WalkPosition};
+pub use memory::{GuestMemory, KeepBack, NoGuestMemory, WalkPosition};
 
 /// Bytes of the stream's head (magic and configuration) that are kept until it is complete.
 const HEAD_MAX: usize = 64 << 10;
@@ -310,7 +310,7 @@ impl Source {
             _ => {
                 // The caller should have pumped already, in portions.
                 if self.must_drain() {
-                    self.pump(usize::MAX, out);
+                    self.pump(usize::MAX, &mut NoGuestMemory, out)?;
                 }
                 self.rare_event(event, blocks, page_size, out)
             }

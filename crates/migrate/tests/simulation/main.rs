@@ -76,6 +76,7 @@ fn memory_is_equal_and_one_copy_runs_whatever_happens() {
             "difference",
             "no room to hold",
             "forgotten by QEMU",
+            "left in the guest",
         ] {
             assert!(
                 seen.get(what).is_some_and(|count| *count > 0),

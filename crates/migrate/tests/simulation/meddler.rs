@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use guest_proto::Run;
-use migrate::{Group, KeepBack, MappedRam, Source, Treatment};
+use migrate::{Group, GuestMemory, KeepBack, MappedRam, Source, Treatment};
 use qemu_stream::Event;
 
 use crate::qemu::PAGE;
@@ -22,6 +22,8 @@ pub(crate) struct Meddler {
     groups: Vec<Group>,
     left_behind: BTreeSet<Key>,
     held_max: u64,
+    /// At some moment copies are made no more.
+    reads: bool,
 }
 
 impl Meddler {
@@ -35,6 +37,7 @@ impl Meddler {
             groups: Vec::new(),
             left_behind: BTreeSet::new(),
             held_max,
+            reads: seed.is_multiple_of(3),
         })
     }
 
@@ -54,6 +57,7 @@ impl Meddler {
     pub(crate) fn act(
         &mut self,
         source: &mut Source,
+        guest: &mut dyn GuestMemory,
         out: &mut Vec<u8>,
         seen: &mut BTreeSet<&'static str>,
     ) {
@@ -63,6 +67,11 @@ impl Meddler {
         let runs = self.runs();
         let group = self.groups.get(self.random.below(self.groups.len().max(1)));
         match (self.random.below(9), group.copied()) {
+            (7, _) if self.reads => {
+                seen.insert("left in the guest");
+                self.held_max = u64::MAX / PAGE as u64;
+                source.leave_in_guest();
+            }
             (0, _) => {
                 seen.insert("held");
                 self.groups.extend(source.hold(&runs));
@@ -100,7 +109,7 @@ impl Meddler {
             }
             _ => {
                 let room = self.random.below(3 * PAGE);
-                source.pump(out.len() + room, out);
+                source.pump(out.len() + room, guest, out).unwrap();
             }
         }
         if !source.has_room() {

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use migrate::{
-    Destination, DestinationAction, DestinationPhase, Outputs, Source, SourceAction, SourcePhase,
-    put_verdict,
+    Destination, DestinationAction, DestinationPhase, GuestMemory, Outputs, Source, SourceAction,
+    SourcePhase, put_verdict,
 };
 use qemu_stream::return_path::ReturnPathParser;
 use qemu_stream::{BlockId, Event, Parser};
@@ -12,7 +12,7 @@ use wire::{AbortCode, Decoder, Started};
 
 use crate::meddler::Meddler;
 use crate::outlet::Outlet;
-use crate::qemu::{DestinationQemu, PAGE, SourceQemu, page_of};
+use crate::qemu::{DestinationQemu, PAGE, Ram, SourceQemu, page_of};
 use crate::random::Random;
 
 const SESSION: [u8; 16] = [5; 16];
@@ -57,6 +57,18 @@ struct Pipe {
     bytes: Vec<u8>,
     /// After a cut: so many bytes still arrive, and nothing that is written later.
     left: Option<usize>,
+}
+
+/// The source VM's memory, seen from outside.
+struct Peek<'a>(&'a Ram);
+
+impl GuestMemory for Peek<'_> {
+    fn read(&mut self, block: BlockId, first: u64, pages: &mut [u8]) -> Result<(), String> {
+        for (index, page) in (first..).zip(pages.chunks_mut(PAGE)) {
+            page.copy_from_slice(&page_of(self.0[&(block.0, index)]));
+        }
+        Ok(())
+    }
 }
 
 pub(crate) struct World {
@@ -266,15 +278,16 @@ impl World {
         self.from_qemu.extend(output.drain(..count));
         let mut at = 0;
         let out = &mut Vec::new();
+        let guest = &mut Peek(&self.source_qemu.ram);
         while !self.source.is_auditing()
             && let Some((used, event)) = self.parser.next(&self.from_qemu[at..]).unwrap()
         {
             if let Some(meddler) = &mut self.meddler {
-                meddler.act(&mut self.source, out, &mut self.seen);
+                meddler.act(&mut self.source, guest, out, &mut self.seen);
                 meddler.sees(&event, PAGE as u64);
             }
             if self.source.must_drain() {
-                self.source.pump(usize::MAX, out);
+                self.source.pump(usize::MAX, guest, out).unwrap();
                 if self.source.is_auditing() {
                     break;
                 }

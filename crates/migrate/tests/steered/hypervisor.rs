@@ -146,10 +146,15 @@ impl Hypervisor {
             return 0;
         }
         let mut page = [0; PAGE];
-        for word in page.chunks_mut(8) {
-            word.copy_from_slice(&holds.to_be_bytes());
-        }
+        fill(&mut page, holds);
         self.builder.page(0, offset, &page);
         1
+    }
+}
+
+/// What a frame that holds this looks like.
+pub(crate) fn fill(page: &mut [u8], holds: u64) {
+    for word in page.chunks_mut(8) {
+        word.copy_from_slice(&holds.to_be_bytes());
     }
 }

@@ -63,6 +63,8 @@ fn whatever_the_agent_is_like() {
             "second look",
             "agent lost",
             "refused",
+            "left in the guest",
+            "thawed for a cut",
         ] {
             assert!(seen.contains_key(what), "never: {what}");
         }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use depgraph::ProcessId;
 use migrate::pilot::{OnStall, Pilot, PilotAction, PilotNews, PilotSettings, Protocol, View};
-use migrate::{KeepBack, MappedRam, Source};
-use qemu_stream::{Event, Parser};
+use migrate::{GuestMemory, KeepBack, MappedRam, Source};
+use qemu_stream::{BlockId, Event, Parser};
 use wire::{Accept, Capabilities, Decoder, Frame, Message};
 
 use crate::agent::{Agent, Character, Said};
 use crate::guest::{FRAMES, Guest};
-use crate::hypervisor::{Hypervisor, PAGE};
+use crate::hypervisor::{Hypervisor, PAGE, fill};
 use crate::random::Random;
 
 /// One turn of everything.
@@ -40,6 +40,18 @@ pub(crate) struct Run {
     pub(crate) seen: BTreeSet<&'static str>,
 }
 
+/// The guest's memory, seen from outside.
+struct Peek<'a>(&'a Guest);
+
+impl GuestMemory for Peek<'_> {
+    fn read(&mut self, _: BlockId, first: u64, pages: &mut [u8]) -> Result<(), String> {
+        for (frame, page) in (first as usize..).zip(pages.chunks_mut(PAGE)) {
+            fill(page, self.0.memory[frame]);
+        }
+        Ok(())
+    }
+}
+
 pub(crate) struct World {
     random: Random,
     now: Duration,
@@ -54,10 +66,14 @@ pub(crate) struct World {
     output: Vec<u8>,
     /// Bytes a second.
     link: u64,
+    /// The link is down: from, to.
+    cut: Option<(Duration, Duration)>,
     decoder: Decoder,
     arrived: BTreeMap<usize, u64>,
     left_behind: BTreeSet<usize>,
+    /// Nothing once what is held is left in the guest.
     hold_limit: u64,
+    reads: bool,
     max_pause: Duration,
     /// Since when processes have stood.
     stands: BTreeMap<ProcessId, Duration>,
@@ -83,6 +99,12 @@ impl World {
             _ => 200 + random.below(600),
         };
         let link = (pages_a_second * PAGE) as u64;
+        let cut = seed.is_multiple_of(4).then(|| {
+            let from = random.below(9000) as u64;
+            let length = 50 + random.below(25_000) as u64;
+            let at = |ms| Duration::from_millis(ms);
+            (at(from), at(from + length))
+        });
         let max_pause = Duration::from_millis(2000 + random.below(12_000) as u64);
         let mut source = Source::new([5; 16], random.next());
         source.keep_back(KeepBack {
@@ -115,10 +137,12 @@ impl World {
             from_qemu: Vec::new(),
             output: Vec::new(),
             link,
+            cut,
             decoder: Decoder::new(),
             arrived: BTreeMap::new(),
             left_behind: BTreeSet::new(),
             hold_limit: hold_limit as u64,
+            reads: seed.is_multiple_of(3),
             max_pause,
             stands: BTreeMap::new(),
             ram_ended: false,
@@ -190,6 +214,7 @@ impl World {
         let view = View {
             now: self.now,
             link: known.then_some(self.link),
+            cut: self.is_cut().then(|| self.cut.unwrap_or_default().0),
             stopped: self.hypervisor.stopped,
         };
         self.pilot.turn(&mut self.source, view);
@@ -230,6 +255,9 @@ impl World {
             PilotNews::Live(..) => {
                 self.seen.insert("moved live");
             }
+            PilotNews::Thawed(_, "the connection is lost") => {
+                self.seen.insert("thawed for a cut");
+            }
             PilotNews::Note(text) if text.contains("without the agent") => {
                 self.agent_is_there = false;
                 self.seen.insert("agent lost");
@@ -251,6 +279,11 @@ impl World {
     }
 
     fn takes_events(&mut self) {
+        if self.reads && self.source.knows_memory() {
+            self.hold_limit = u64::MAX;
+            self.source.leave_in_guest();
+            self.seen.insert("left in the guest");
+        }
         self.source.link_is_full(self.output.len() >= WAITING_MAX);
         let mut at = 0;
         while !self.source.must_drain() {
@@ -274,7 +307,9 @@ impl World {
     fn pumps(&mut self) {
         let waits = self.source.due_bytes() > 0 || self.source.must_drain();
         if waits && self.output.len() < WAITING_MAX {
-            self.source.pump(WAITING_MAX, &mut self.output);
+            self.source
+                .pump(WAITING_MAX, &mut Peek(&self.guest), &mut self.output)
+                .unwrap();
         }
         self.source.flush(&mut self.output);
         // What had to wait for what was due.
@@ -284,8 +319,16 @@ impl World {
         }
     }
 
+    fn is_cut(&self) -> bool {
+        let within = |(from, to)| (from..to).contains(&self.now);
+        self.cut.is_some_and(within)
+    }
+
     /// The link carries what it can in a step.
     fn carry(&mut self) {
+        if self.is_cut() && !self.ram_ended {
+            return;
+        }
         let room = (self.link * STEP.as_millis() as u64 / 1000) as usize;
         let mut at = 0;
         let mut input = std::mem::take(&mut self.output);

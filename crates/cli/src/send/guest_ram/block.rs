@@ -1,4 +1,4 @@
-//! The guest's memory, read from outside the QEMU that it belongs to.
+//! One of QEMU's RAM blocks, read from outside.
 //!
 //! Memory that QEMU shares (`memory-backend-memfd` or `-file` with `share=on`) is read from the
 //! file, other memory through the kernel (`/proc/PID/mem`). Both are read, not mapped: reading a
@@ -14,12 +14,12 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 /// One of QEMU's RAM blocks, as it can be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Block {
+#[derive(Debug)]
+pub(in crate::send) struct Block {
     pub(super) name: String,
     pub(super) length: u64,
-    /// What to open, and where in it the block begins.
-    path: PathBuf,
+    /// What is read, and where in it the block begins.
+    file: File,
     at: u64,
     /// Shared with QEMU: holes can be told from zeros.
     pub(super) is_shared: bool,
@@ -41,50 +41,36 @@ impl Block {
         }
         let (from, to) = (first.start, first.end);
         let path = PathBuf::from(format!("/proc/{pid}/map_files/{from:x}-{to:x}"));
-        // Who may not open it may still be allowed to read the process.
-        let is_shared = first.is_shared && File::open(&path).is_ok();
-        let (path, at) = if is_shared {
-            (path, first.offset + (address - from))
-        } else {
-            (PathBuf::from(format!("/proc/{pid}/mem")), address)
-        };
-        Some(Block {
+        let whole = |file, at, is_shared| Block {
             name: ram.block.clone(),
             length: ram.length,
-            path,
+            file,
             at,
             is_shared,
-        })
+        };
+        // Who may not open it may still be allowed to read the process.
+        if first.is_shared
+            && let Ok(file) = File::open(&path)
+        {
+            let at = first.offset + (address - from);
+            return Some(whole(file, at, true));
+        }
+        let file = File::open(format!("/proc/{pid}/mem")).ok()?;
+        Some(whole(file, address, false))
     }
 
-    /// Opens it: each reader has a place of its own in the file.
-    pub(super) fn open(&self) -> io::Result<Reader<'_>> {
-        Ok(Reader {
-            block: self,
-            file: File::open(&self.path)?,
-        })
-    }
-}
-
-/// An open block.
-#[derive(Debug)]
-pub(super) struct Reader<'a> {
-    block: &'a Block,
-    file: File,
-}
-
-impl Reader<'_> {
-    /// Fills the buffer with what is at `offset` of the block.
-    pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buffer, self.block.at + offset)
+    /// Fills the buffer with what is at `offset`.
+    pub(in crate::send) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buffer, self.at + offset)
     }
 
     /// Whether so many bytes are a hole: zeros that nobody has written.
-    pub(super) fn is_hole(&self, offset: u64, length: u64) -> bool {
-        if !self.block.is_shared {
+    pub(in crate::send) fn is_hole(&self, offset: u64, length: u64) -> bool {
+        if !self.is_shared {
             return false;
         }
-        let from = self.block.at + offset;
+        let from = self.at + offset;
+        // Nobody cares where in the file this leaves us: what is read is read by its place.
         match rustix::fs::seek(&self.file, SeekFrom::Data(from)) {
             Ok(data) => data >= from + length,
             Err(error) => error == Errno::NXIO,
@@ -132,11 +118,10 @@ mod tests {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let block = Block::find(std::process::id(), &maps, &ram).unwrap();
         assert!(!block.is_shared);
-        let reader = block.open().unwrap();
         let mut buffer = [0; 8192];
-        reader.read(0, &mut buffer).unwrap();
+        block.read(0, &mut buffer).unwrap();
         assert_eq!(buffer.as_slice(), content);
-        assert!(!reader.is_hole(0, 4096));
+        assert!(!block.is_hole(0, 4096));
     }
 
     #[test]

@@ -3,22 +3,18 @@
 //! What differs was written without QEMU's noticing, and would be lost. It is found on all
 //! processors, a portion at a time, so that the peer hears of us meanwhile.
 
-mod memory;
-
-use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use hypervisor::Vm;
 use migrate::Expected;
 use qemu_stream::{BlockId, RamBlock};
 
 use super::Failure;
+use super::guest_ram::{Block, GuestRam, PAGE};
 use super::session::{Session, failed};
 use crate::args::AuditArg;
 use crate::report::{Audited, Event};
-use memory::{Block, Reader};
 
 /// Bytes that are read and compared at once.
 const CHUNK: usize = 1 << 20;
@@ -29,7 +25,6 @@ const PORTION: usize = 256;
 pub(super) struct Auditor {
     repairs: bool,
     threads: usize,
-    blocks: Vec<Block>,
     /// Present while it is under way.
     walk: Option<Walk>,
 }
@@ -37,8 +32,6 @@ pub(super) struct Auditor {
 /// How far it is.
 struct Walk {
     begun: Instant,
-    /// By the numbers of the stream; nothing where QEMU does not tell where the block is.
-    blocks: Vec<Option<usize>>,
     chunks: Vec<Chunk>,
     next: usize,
     found: Found,
@@ -61,102 +54,48 @@ struct Found {
 }
 
 impl Auditor {
-    /// Finds out where the guest's memory is, and whether it can be read: before anything begins.
-    pub(super) fn prepare(vm: &mut Vm, how: AuditArg, pid: Option<u32>) -> Result<Self, String> {
-        let pid = pid
-            .or_else(|| vm.process_id())
-            .ok_or("QEMU's process is not known: name it with --qemu-pid")?;
-        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|error| {
-            format!(
-                "/proc/{pid}/maps cannot be read ({error}): the audit needs QEMU's own user, or root, on the same host"
-            )
-        })?;
-        let ram = vm.host_ram().map_err(|error| error.to_string())?;
-        let blocks: Vec<Block> = ram
-            .iter()
-            .filter_map(|ram| Block::find(pid, &maps, ram))
-            .collect();
-        if blocks.is_empty() {
-            return Err(format!(
-                "none of QEMU's RAM blocks was found in process {pid}: is that this QEMU? --qemu-pid names another"
-            ));
-        }
-        for block in &blocks {
-            let opened = block.open();
-            opened
-                .and_then(|reader| reader.read(0, &mut [0]))
-                .map_err(|error| {
-                    format!("memory of process {pid} cannot be read ({error}): the audit needs the right to trace it")
-                })?;
-        }
-        Ok(Auditor {
+    pub(super) fn new(how: AuditArg) -> Self {
+        Auditor {
             repairs: how == AuditArg::Repair,
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            blocks,
             walk: None,
-        })
+        }
     }
 
     /// The VM stands, and all of its memory is sent. Yields the names of blocks that are left out.
-    fn begin(&mut self, stream: &[RamBlock]) -> Result<Vec<String>, String> {
-        let by_name: HashMap<&str, usize> = self
-            .blocks
-            .iter()
-            .enumerate()
-            .map(|(number, block)| (block.name.as_str(), number))
-            .collect();
-        let (mut blocks, mut chunks, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
+    fn begin(&mut self, ram: &GuestRam, stream: &[RamBlock]) -> Vec<String> {
+        let (mut chunks, mut left_out) = (Vec::new(), Vec::new());
         for (number, block) in (0u16..).zip(stream) {
-            let found = by_name.get(block.name.as_str()).copied();
-            blocks.push(found);
-            let Some(found) = found else {
-                left_out.push(block.name.clone());
-                continue;
-            };
-            let length = self.blocks[found].length;
-            if length != block.used_length {
-                return Err(format!(
-                    "RAM block {} has {} bytes in the stream and {length} in QEMU's memory",
-                    block.name, block.used_length
-                ));
+            match ram.block(BlockId(number)) {
+                Some(_) => chunks.extend(pieces(BlockId(number), block.used_length)),
+                None => left_out.push(block.name.clone()),
             }
-            chunks.extend(pieces(BlockId(number), length));
         }
         self.walk = Some(Walk {
             begun: Instant::now(),
-            blocks,
             chunks,
             next: 0,
             found: Found::default(),
         });
-        Ok(left_out)
+        left_out
     }
 
     /// Compares one portion; true when there is no other.
-    fn go_on(&mut self, expected: Expected<'_>) -> io::Result<bool> {
+    fn go_on(&mut self, ram: &GuestRam, expected: Expected<'_>) -> io::Result<bool> {
         let Some(walk) = &mut self.walk else {
             return Ok(true);
         };
         let upto = (walk.next + PORTION).min(walk.chunks.len());
         let portion = &walk.chunks[walk.next..upto];
         walk.next = upto;
-        let (all, numbers) = (&self.blocks, &walk.blocks);
         let taken = AtomicUsize::new(0);
         let work = || -> io::Result<Found> {
-            let mut readers: HashMap<u16, Reader<'_>> = HashMap::new();
             let mut found = Found::default();
             let mut buffer = vec![0; CHUNK];
             while let Some(chunk) = portion.get(taken.fetch_add(1, Ordering::Relaxed)) {
-                let Some(number) = numbers[usize::from(chunk.block.0)] else {
-                    continue;
-                };
-                let reader = match readers.entry(chunk.block.0) {
-                    std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-                    std::collections::hash_map::Entry::Vacant(entry) => {
-                        entry.insert(all[number].open()?)
-                    }
-                };
-                found.look(expected, *chunk, reader, &mut buffer)?;
+                if let Some(block) = ram.block(chunk.block) {
+                    found.look(expected, *chunk, block, &mut buffer)?;
+                }
             }
             Ok(found)
         };
@@ -182,7 +121,7 @@ impl Found {
         &mut self,
         expected: Expected<'_>,
         chunk: Chunk,
-        reader: &Reader<'_>,
+        ram: &Block,
         buffer: &mut [u8],
     ) -> io::Result<()> {
         let Chunk {
@@ -192,12 +131,12 @@ impl Found {
         } = chunk;
         let first = offset / PAGE as u64;
         let mut differing = Vec::new();
-        let compared = if reader.is_hole(offset, length as u64) {
+        let compared = if ram.is_hole(offset, length as u64) {
             let pages = first..first + (length / PAGE) as u64;
             expected.compare_zeros(block, pages, &mut differing)
         } else {
             let buffer = &mut buffer[..length];
-            reader.read(offset, buffer)?;
+            ram.read(offset, buffer)?;
             self.bytes_read += length as u64;
             expected.compare(block, first, buffer, &mut differing)
         };
@@ -213,9 +152,6 @@ impl Found {
         self.differing.extend(other.differing);
     }
 }
-
-/// Bytes of a guest page.
-const PAGE: usize = 4096;
 
 fn pieces(block: BlockId, length: u64) -> impl Iterator<Item = Chunk> {
     (0..length).step_by(CHUNK).map(move |offset| Chunk {
@@ -239,9 +175,14 @@ impl Session<'_> {
         let (Some(auditor), Some(qemu)) = (&mut self.auditor, &self.qemu) else {
             return Ok(());
         };
-        let left_out = auditor
-            .begin(qemu.blocks())
-            .map_err(|why| Failure::Failed(format!("the VM's memory cannot be audited: {why}")))?;
+        // Whoever repaired by other memory would ruin the VM.
+        let Some(ram) = self.ram.as_ref().filter(|ram| ram.is_proven()) else {
+            return Err(Failure::Failed(
+                "the VM cannot be audited: what is read as its memory is not what QEMU has sent"
+                    .into(),
+            ));
+        };
+        let left_out = auditor.begin(ram, qemu.blocks());
         if !left_out.is_empty() {
             self.report.tell(&Event::Note {
                 text: format!(
@@ -262,39 +203,37 @@ impl Session<'_> {
 
     /// Goes on with an audit that is under way.
     pub(super) fn audit(&mut self) -> Result<(), Failure> {
-        let (Some(auditor), Some(expected)) = (&mut self.auditor, self.engine.expected()) else {
+        let (Some(auditor), Some(ram), Some(expected)) =
+            (&mut self.auditor, &self.ram, self.engine.expected())
+        else {
             return Ok(());
         };
         if auditor.walk.is_none() {
             return Ok(());
         }
-        let over = auditor
-            .go_on(expected)
-            .map_err(|error| cannot_read(&error))?;
-        if !over {
+        let over = auditor.go_on(ram, expected);
+        if !over.map_err(|error| cannot_read(&error))? {
             return Ok(());
         }
         let Some(walk) = auditor.walk.take() else {
             return Ok(());
         };
-        let repaired = if auditor.repairs {
+        let mut repaired = 0;
+        if auditor.repairs {
             let mut page = [0; PAGE];
-            for (block, index) in &walk.found.differing {
-                let Some(number) = walk.blocks[usize::from(block.0)] else {
+            for (number, index) in &walk.found.differing {
+                let Some(block) = ram.block(*number) else {
                     continue;
                 };
-                let reader = auditor.blocks[number].open();
-                reader
-                    .and_then(|reader| reader.read(index * PAGE as u64, &mut page))
+                block
+                    .read(index * PAGE as u64, &mut page)
                     .map_err(|error| cannot_read(&error))?;
                 self.engine
-                    .repair(*block, *index, &page, self.output.tail())
+                    .repair(*number, *index, &page, self.output.tail())
                     .map_err(|error| failed(&error))?;
+                repaired += 1;
             }
-            walk.found.differing.len() as u64
-        } else {
-            0
-        };
+        }
         let took = walk.begun.elapsed();
         let audited = Audited {
             pages: walk.found.pages,
@@ -302,7 +241,7 @@ impl Session<'_> {
             repaired,
             ms: took.as_secs_f64() * 1000.0,
             bytes_per_s: rate(walk.found.bytes_read, took),
-            shared: auditor.blocks.iter().any(|block| block.is_shared),
+            shared: ram.is_shared(),
         };
         self.report.tell(&Event::Audited(audited));
         self.audited = Some(audited);
