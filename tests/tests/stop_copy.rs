@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use lab::client::{RedisReport, Running};
 use lab::{Vm, VmOptions, ram, results};
 use serde_json::{Value, json};
+use unmoor_tests::backend::Backend;
 use unmoor_tests::on_the_way::left_behind;
 use unmoor_tests::{
     MIGRATION_LIMIT, Pair, SHORT, await_writing, connect_agent, start_writer, verify_writer,
@@ -60,8 +61,8 @@ fn a_job_that_outruns_the_link_is_paused_and_moves_once() -> Result<()> {
 }
 
 /// Moves a VM, a job of which is paused, to a QEMU that does not start it, and compares.
-fn memory_is_equal() -> Result<Value> {
-    let source = guest();
+fn memory_is_equal(backend: Backend, more: &[&str]) -> Result<Value> {
+    let source = backend.give_to(guest());
     let mut waiting = source.as_destination();
     waiting.paused = true;
     let mut pair = Pair::with(&source, &waiting, Some("1gbit"))?;
@@ -72,12 +73,18 @@ fn memory_is_equal() -> Result<Value> {
     let mut receiver = pair.receive(&["--once"])?;
     let agent = channel(&pair.source);
     let summary = pair
-        .send(&[
-            "--agent",
-            &agent,
-            "--left-behind",
-            &list.display().to_string(),
-        ])?
+        .send(
+            &[
+                &[
+                    "--agent",
+                    &agent,
+                    "--left-behind",
+                    &list.display().to_string(),
+                ],
+                more,
+            ]
+            .concat(),
+        )?
         .summary(MIGRATION_LIMIT)?;
     assert_eq!(receiver.exit(SHORT)?, 0);
     drop(client);
@@ -105,7 +112,27 @@ fn memory_is_equal() -> Result<Value> {
 
 #[test]
 fn memory_is_equal_to_the_byte_but_for_free_pages() -> Result<()> {
-    results::record("stop_copy_memory", &memory_is_equal()?)
+    let summary = memory_is_equal(Backend::Private, &[])?;
+    results::record("stop_copy_memory", &summary)
+}
+
+/// What is held is read from the file that QEMU shares, or copied: it is the same.
+#[test]
+fn memory_is_equal_wherever_it_is_held() -> Result<()> {
+    let shared = memory_is_equal(Backend::Shared, &[])?;
+    let copied = memory_is_equal(Backend::Private, &["--copy-held"])?;
+    let relay = |run: &Value| run["summary"]["relay_memory_bytes"].as_u64();
+    let (least, most) = (relay(&shared), relay(&copied));
+    // All that is held at once was in the relay, or was not.
+    let held = copied["summary"]["held_peak_pages"].as_u64().unwrap_or(0) * 4096;
+    ensure!(
+        least < Some(held) && most > Some(held),
+        "{least:?}, {most:?}, {held}"
+    );
+    results::record(
+        "stop_copy_held",
+        &json!({"shared": shared, "copied": copied}),
+    )
 }
 
 #[test]
@@ -113,7 +140,8 @@ fn memory_is_equal_to_the_byte_but_for_free_pages() -> Result<()> {
 fn memory_is_equal_in_twenty_runs_in_a_row() -> Result<()> {
     let mut runs = Vec::new();
     for run in 1..=20 {
-        runs.push(memory_is_equal().with_context(|| format!("run {run}"))?);
+        let moved = memory_is_equal(Backend::Private, &[]);
+        runs.push(moved.with_context(|| format!("run {run}"))?);
     }
     results::record("stop_copy_memory_twenty_times", &Value::Array(runs))
 }
