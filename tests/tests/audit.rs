@@ -4,7 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
-use lab::{QemuVersion, Vm, VmOptions, ram, results};
+use lab::relay::command;
+use lab::{Host, QemuVersion, Vm, VmOptions, ram, results};
 use serde_json::{Value, json};
 use unmoor_tests::backend::Backend;
 use unmoor_tests::{MIGRATION_LIMIT, Pair, SHORT, await_writing, start_writer, verify_writer};
@@ -155,6 +156,22 @@ fn what_qemu_7_2_loses_is_repaired() -> Result<()> {
     }
     ensure!(caught > 0, "it lost nothing: {runs:?}");
     results::record("audit_qemu_7_2", &Value::Array(runs))
+}
+
+/// `unmoor check` says beforehand whether it will work.
+#[test]
+fn it_is_known_beforehand_whether_memory_can_be_read() -> Result<()> {
+    for backend in Backend::ALL {
+        let pair = Pair::new(&guest(backend))?;
+        let output = command(&pair.lab, Host::A)
+            .args(["check", "--json", "--qmp"])
+            .arg(pair.source.qmp_path())
+            .output()?;
+        let answer: Value = serde_json::from_slice(&output.stdout)?;
+        let memory = json!({"readable": true, "shared": backend == Backend::Shared, "why": null});
+        assert_eq!(answer["memory"], memory, "{answer}");
+    }
+    Ok(())
 }
 
 /// Before anything begins.

@@ -1,10 +1,14 @@
 //! `unmoor check`: will it work, and what to change if not.
 
+use std::fmt;
+
 use hypervisor::{RunState, Vm, check_destination, check_source};
+use serde::Serialize;
 
 use crate::QMP_CONNECT_LIMIT;
 use crate::args::CheckArgs;
 use crate::exit::Exit;
+use crate::guest_ram::GuestRam;
 
 /// Runs the command.
 pub(crate) fn run(args: &CheckArgs) -> Exit {
@@ -13,6 +17,47 @@ pub(crate) fn run(args: &CheckArgs) -> Exit {
         Err(error) => {
             eprintln!("unmoor: {error}");
             Exit::Failed
+        }
+    }
+}
+
+/// Whether the source half can read the VM's memory.
+#[derive(Debug, Serialize)]
+struct Memory {
+    readable: bool,
+    /// From a file that QEMU shares, and not from its process.
+    shared: bool,
+    /// Why it cannot be read.
+    why: Option<String>,
+}
+
+impl Memory {
+    fn of(vm: &mut Vm) -> Self {
+        let opened = GuestRam::open(vm, None);
+        Memory {
+            readable: opened.is_ok(),
+            shared: opened.as_ref().is_ok_and(GuestRam::is_shared),
+            why: opened.err(),
+        }
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let from = if self.shared {
+            "the file that QEMU shares"
+        } else {
+            "QEMU's process"
+        };
+        match &self.why {
+            None => write!(
+                f,
+                "memory: can be read from {from}: what is held back is not copied, and --audit works"
+            ),
+            Some(why) => write!(
+                f,
+                "memory: cannot be read ({why}): what is held back is copied, and --audit is refused"
+            ),
         }
     }
 }
@@ -27,6 +72,7 @@ fn check(args: &CheckArgs) -> Result<Exit, hypervisor::Error> {
     };
     let facts = vm.facts()?;
     let agent = args.agent.as_deref().map(crate::agent::Check::of);
+    let memory = (!waits).then(|| Memory::of(&mut vm));
     let movable = findings.blockers().next().is_none();
     if args.json {
         let answer = serde_json::json!({
@@ -35,6 +81,7 @@ fn check(args: &CheckArgs) -> Result<Exit, hypervisor::Error> {
             "vm": facts,
             "findings": findings,
             "agent": agent,
+            "memory": memory,
         });
         println!("{answer}");
     } else {
@@ -52,6 +99,9 @@ fn check(args: &CheckArgs) -> Result<Exit, hypervisor::Error> {
         );
         for finding in findings.iter() {
             println!("{finding}");
+        }
+        if let Some(memory) = &memory {
+            println!("{memory}");
         }
         if let Some(agent) = &agent {
             println!("{agent}");

@@ -15,6 +15,7 @@ mod control;
 mod docs;
 pub mod exit;
 mod guardian;
+mod guest_ram;
 mod history;
 mod net;
 mod pace;

@@ -11,9 +11,9 @@ use migrate::Expected;
 use qemu_stream::{BlockId, RamBlock};
 
 use super::Failure;
-use super::guest_ram::{Block, GuestRam, PAGE};
 use super::session::{Session, failed};
 use crate::args::AuditArg;
+use crate::guest_ram::{Block, GuestRam, PAGE};
 use crate::report::{Audited, Event};
 
 /// Bytes that are read and compared at once.

@@ -3,7 +3,6 @@
 mod audit;
 mod cut;
 mod foresee;
-mod guest_ram;
 mod hook;
 mod meter;
 mod outcome;
@@ -26,12 +25,12 @@ use migrate::{KeepBack, MappedRam, Source};
 
 use crate::args::SendArgs;
 use crate::exit::Exit;
+use crate::guest_ram::GuestRam;
 use crate::net::{ConnectError, Connector, Protection, host_of};
 use crate::report::{Detail, Event, Metrics, Recorder, Report, Wanted, records_folder, reporter};
 use crate::signals::Signals;
 use crate::{QMP_CONNECT_LIMIT, random};
 use audit::Auditor;
-use guest_ram::GuestRam;
 use session::Session;
 use steer::Steering;
 

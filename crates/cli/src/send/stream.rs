@@ -6,9 +6,9 @@ use std::os::unix::net::UnixStream;
 use qemu_stream::{Event, Parser, RamBlock};
 
 use super::Failure;
-use super::guest_ram::Verdict;
 use super::session::{Session, failed};
 use crate::buffer::{Filled, Input};
+use crate::guest_ram::Verdict;
 use crate::report;
 
 /// Bytes waiting for the link beyond which nothing more is read from QEMU. Small: what waits

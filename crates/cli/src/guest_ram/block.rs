@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 /// One of QEMU's RAM blocks, as it can be read.
 #[derive(Debug)]
-pub(in crate::send) struct Block {
+pub(crate) struct Block {
     pub(super) name: String,
     pub(super) length: u64,
     /// What is read, and where in it the block begins.
@@ -60,12 +60,12 @@ impl Block {
     }
 
     /// Fills the buffer with what is at `offset`.
-    pub(in crate::send) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buffer, self.at + offset)
     }
 
     /// Whether so many bytes are a hole: zeros that nobody has written.
-    pub(in crate::send) fn is_hole(&self, offset: u64, length: u64) -> bool {
+    pub(crate) fn is_hole(&self, offset: u64, length: u64) -> bool {
         if !self.is_shared {
             return false;
         }

@@ -12,7 +12,7 @@ use hypervisor::Vm;
 use migrate::GuestMemory;
 use qemu_stream::{BlockId, Event, RamBlock};
 
-pub(super) use block::Block;
+pub(crate) use block::Block;
 
 /// Pages that are compared before the memory is believed.
 const SAMPLES: u32 = 64;
@@ -21,7 +21,7 @@ const EQUAL: u32 = 48;
 
 /// QEMU's RAM blocks, as they can be read.
 #[derive(Debug)]
-pub(super) struct GuestRam {
+pub(crate) struct GuestRam {
     blocks: Vec<Block>,
     /// By the numbers of the stream; nothing where QEMU does not tell where the block is.
     numbers: Vec<Option<usize>>,
@@ -33,7 +33,7 @@ pub(super) struct GuestRam {
 
 /// Whether the memory that is read is the VM's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     Unknown,
     Same,
     /// It is not, and why that is known.
@@ -42,7 +42,7 @@ pub(super) enum Verdict {
 
 impl GuestRam {
     /// Finds out where the guest's memory is, and whether it can be read.
-    pub(super) fn open(vm: &mut Vm, pid: Option<u32>) -> Result<Self, String> {
+    pub(crate) fn open(vm: &mut Vm, pid: Option<u32>) -> Result<Self, String> {
         let pid = pid
             .or_else(|| vm.process_id())
             .ok_or("QEMU's process is not known: name it with --qemu-pid")?;
@@ -76,12 +76,12 @@ impl GuestRam {
     }
 
     /// Whether that is still to be found out.
-    pub(super) fn is_unknown(&self) -> bool {
+    pub(crate) fn is_unknown(&self) -> bool {
         self.compared < SAMPLES
     }
 
     /// QEMU has sent something: is that what is read in its place?
-    pub(super) fn watch(&mut self, event: &Event<'_>, blocks: &[RamBlock]) -> Verdict {
+    pub(crate) fn watch(&mut self, event: &Event<'_>, blocks: &[RamBlock]) -> Verdict {
         match *event {
             Event::RamBlocks => match self.lay_out(blocks) {
                 Ok(()) => Verdict::Unknown,
@@ -124,13 +124,13 @@ impl GuestRam {
     }
 
     /// The block of this number of the stream, if it was found.
-    pub(super) fn block(&self, number: BlockId) -> Option<&Block> {
+    pub(crate) fn block(&self, number: BlockId) -> Option<&Block> {
         let found = self.numbers.get(usize::from(number.0)).copied().flatten();
         found.and_then(|found| self.blocks.get(found))
     }
 
     /// Whether any of it is read from a file that QEMU shares.
-    pub(super) fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         self.blocks.iter().any(|block| block.is_shared)
     }
 
@@ -151,7 +151,7 @@ impl GuestRam {
     }
 
     /// Whether it may be believed, with whatever has been seen.
-    pub(super) fn is_proven(&self) -> bool {
+    pub(crate) fn is_proven(&self) -> bool {
         self.compared > 0 && self.equal * SAMPLES >= self.compared * EQUAL
     }
 }
@@ -165,7 +165,7 @@ impl GuestMemory for GuestRam {
 }
 
 /// Bytes of a guest page.
-pub(super) const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 #[cfg(test)]
 mod tests {
