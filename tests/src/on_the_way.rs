@@ -178,8 +178,9 @@ impl OnTheWay {
         Ok(seen)
     }
 
-    /// Opens the gate before the commit.
+    /// Opens the gate before the commit, once somebody waits there.
     pub fn open_the_gate(&self) -> Result<()> {
+        self.sender.await_event("ready", MIGRATION_LIMIT)?;
         Ok(fs::write(&self.gate, "go\n")?)
     }
 

@@ -88,7 +88,9 @@ impl LinkRate {
         };
         self.bytes += bytes;
         let passed = now.saturating_duration_since(since);
-        if passed < SAMPLE_EVERY {
+        // A slow link takes bytes now and then. If it takes none, it is not known yet whether it is
+        // slow or away: what was away is forgotten when the connection is lost.
+        if passed < SAMPLE_EVERY || self.bytes == 0 {
             return;
         }
         #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
@@ -163,6 +165,29 @@ mod tests {
         rate.sent(at(6300), 0, false);
         rate.sent(at(60_000), 0, false);
         assert_eq!(rate.rate(), Some(100_000));
+    }
+
+    #[test]
+    fn a_link_that_was_away_was_not_slow() {
+        let start = Instant::now();
+        let mut rate = LinkRate::default();
+        let at = |ms| start + Duration::from_millis(ms);
+        for tick in 0..=10 {
+            rate.sent(at(100 * tick), 10_000, true);
+        }
+        assert_eq!(rate.rate(), Some(100_000));
+        // Away, and then known to be.
+        for tick in 11..=40 {
+            rate.sent(at(100 * tick), 0, true);
+        }
+        rate.sent(at(4100), 0, false);
+        assert_eq!(rate.rate(), Some(100_000));
+        // In large pieces, far between: slow.
+        for tick in 0..=60 {
+            let bytes = if tick % 10 == 0 { 10_000 } else { 0 };
+            rate.sent(at(5000 + 100 * tick), bytes, true);
+        }
+        assert!(rate.rate().is_some_and(|rate| rate < 70_000), "{rate:?}");
     }
 
     #[test]

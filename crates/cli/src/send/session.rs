@@ -312,9 +312,8 @@ impl<'a> Session<'a> {
         // What is encrypted already goes whatever the limit.
         let nothing_to_send = !self.output.waits_for_link() || limit == 0;
         if nothing_to_send && !self.channel.wants_write() {
-            self.steering
-                .link_rate
-                .sent(now, 0, !self.output.is_empty());
+            let waits = !self.output.is_empty() && self.channel.is_up();
+            self.steering.link_rate.sent(now, 0, waits);
             return Ok(());
         }
         let Sent { wire, plain } = match self.output.send(&mut self.channel, limit) {
