@@ -129,6 +129,11 @@ impl GuestRam {
         found.and_then(|found| self.blocks.get(found))
     }
 
+    /// Whether no block of the stream is missing: any page may be held.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.numbers.iter().all(Option::is_some)
+    }
+
     /// Whether any of it is read from a file that QEMU shares.
     pub(crate) fn is_shared(&self) -> bool {
         self.blocks.iter().any(|block| block.is_shared)
@@ -210,6 +215,10 @@ mod tests {
         let mut page = [0; PAGE];
         ram.read(BlockId(0), 1, &mut page).unwrap();
         assert_eq!(page, [5; PAGE]);
+        assert!(ram.is_complete());
+        assert!(ram.read(BlockId(1), 0, &mut page).is_err());
+        ram.numbers.push(None);
+        assert!(!ram.is_complete());
         assert!(ram.read(BlockId(1), 0, &mut page).is_err());
     }
 

@@ -107,7 +107,7 @@ impl Session<'_> {
             if let Some(ram) = self.ram.as_mut().filter(|ram| ram.is_unknown()) {
                 match ram.watch(&event, qemu.parser.blocks()) {
                     Verdict::Unknown => {}
-                    Verdict::Same if self.args.copy_held => {}
+                    Verdict::Same if self.args.copy_held || !ram.is_complete() => {}
                     Verdict::Same => self.engine.leave_in_guest(),
                     Verdict::Other(why) => {
                         self.ram = None;
