@@ -185,8 +185,11 @@ fn frames_that_do_not_exist_end_the_conversation_alone() -> Result<()> {
 fn a_guest_that_declares_all_its_memory_free_harms_itself_alone() -> Result<()> {
     let mut moving = begin(Lie::AllIsFree)?;
     if moving.sender.exit(MIGRATION_LIMIT)? == 0 {
-        let (_pair, summary) = moving.arrives()?;
-        ensure!(summary["pages_free"].as_u64() > Some(0), "{summary}");
+        let (mut pair, summary) = moving.arrives()?;
+        // It may have moved before it was asked a second time: then nothing was left behind.
+        if summary["pages_free"] == 0 {
+            verify_writer(&mut pair.destination)?;
+        }
         return Ok(());
     }
     let failed = moving.sender.await_event("failed", SHORT)?;
