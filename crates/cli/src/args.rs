@@ -134,8 +134,8 @@ pub struct SendArgs {
     #[arg(long, value_enum, default_value = "wait")]
     pub on_stall: StallArg,
 
-    /// Most bytes of guest memory that are held back in copies at once, for example 1GiB; half of the
-    /// guest's memory unless given. What is read from QEMU's process when it goes does not count.
+    /// Most bytes of guest memory that are kept back at once, for example 1GiB; half of the guest's
+    /// memory unless given.
     #[arg(long, value_name = "BYTES", value_parser = size)]
     pub hold_limit: Option<u64>,
 

@@ -50,7 +50,7 @@ impl Copies {
 
     /// Whether there is no room for another.
     pub(super) fn is_full(&self) -> bool {
-        !self.in_guest && self.count >= self.limit
+        self.count >= self.limit
     }
 
     /// Keeps a page and yields its number; nothing if there is no room.

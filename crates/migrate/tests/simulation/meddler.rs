@@ -69,7 +69,6 @@ impl Meddler {
         match (self.random.below(9), group.copied()) {
             (7, _) if self.reads => {
                 seen.insert("left in the guest");
-                self.held_max = u64::MAX / PAGE as u64;
                 source.leave_in_guest();
             }
             (0, _) => {

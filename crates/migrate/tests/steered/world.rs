@@ -71,8 +71,8 @@ pub(crate) struct World {
     decoder: Decoder,
     arrived: BTreeMap<usize, u64>,
     left_behind: BTreeSet<usize>,
-    /// Nothing once what is held is left in the guest.
     hold_limit: u64,
+    /// What is held is left in the guest.
     reads: bool,
     max_pause: Duration,
     /// Since when processes have stood.
@@ -280,7 +280,6 @@ impl World {
 
     fn takes_events(&mut self) {
         if self.reads && self.source.knows_memory() {
-            self.hold_limit = u64::MAX;
             self.source.leave_in_guest();
             self.seen.insert("left in the guest");
         }
