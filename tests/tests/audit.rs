@@ -168,7 +168,12 @@ fn it_is_known_beforehand_whether_memory_can_be_read() -> Result<()> {
             .arg(pair.source.qmp_path())
             .output()?;
         let answer: Value = serde_json::from_slice(&output.stdout)?;
-        let memory = json!({"readable": true, "shared": backend == Backend::Shared, "why": null});
+        let memory = json!({
+            "readable": true,
+            "complete": true,
+            "shared": backend == Backend::Shared,
+            "why": null,
+        });
         assert_eq!(answer["memory"], memory, "{answer}");
     }
     Ok(())

@@ -25,6 +25,8 @@ pub(crate) fn run(args: &CheckArgs) -> Exit {
 #[derive(Debug, Serialize)]
 struct Memory {
     readable: bool,
+    /// All of it: an older QEMU does not tell where every block is.
+    complete: bool,
     /// From a file that QEMU shares, and not from its process.
     shared: bool,
     /// Why it cannot be read.
@@ -36,6 +38,7 @@ impl Memory {
         let opened = GuestRam::open(vm, None);
         Memory {
             readable: opened.is_ok(),
+            complete: opened.as_ref().is_ok_and(GuestRam::is_complete),
             shared: opened.as_ref().is_ok_and(GuestRam::is_shared),
             why: opened.err(),
         }
@@ -50,6 +53,10 @@ impl fmt::Display for Memory {
             "QEMU's process"
         };
         match &self.why {
+            None if !self.complete => write!(
+                f,
+                "memory: can be read in part from {from}: what is held back is copied, and --audit leaves blocks out"
+            ),
             None => write!(
                 f,
                 "memory: can be read from {from}: what is held back is not copied, and --audit works"

@@ -1,7 +1,5 @@
 //! Where QEMU keeps the guest's memory in its own.
 
-use serde_json::json;
-
 use crate::memory_map::hexadecimal;
 use crate::{Error, RamPiece, Vm};
 
@@ -17,12 +15,6 @@ pub struct HostRam {
 }
 
 impl Vm {
-    /// The process that made the monitor's socket, if this host can see it: QEMU itself, unless it
-    /// was given the socket by somebody else.
-    pub fn process_id(&self) -> Option<u32> {
-        self.client_ref().process_id()
-    }
-
     /// QEMU's RAM blocks. QEMU tells of them to people only (`info ramblock`), from 8.0 on with
     /// their addresses; before, the address of what a processor can see is asked for.
     pub fn host_ram(&mut self) -> Result<Vec<HostRam>, Error> {
@@ -38,11 +30,6 @@ impl Vm {
             }
         }
         Ok(blocks)
-    }
-
-    fn ask_for_people(&mut self, line: &str) -> Result<String, Error> {
-        let answer = self.ask("human-monitor-command", &json!({"command-line": line}))?;
-        Ok(answer.as_str().unwrap_or_default().to_owned())
     }
 }
 

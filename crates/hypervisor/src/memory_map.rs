@@ -1,7 +1,5 @@
 //! Where the guest's page frames are in QEMU's RAM blocks.
 
-use serde_json::json;
-
 use crate::{Error, Vm};
 
 /// Guest memory that lies in one piece of a RAM block.
@@ -21,9 +19,7 @@ impl Vm {
     /// The guest's memory, as its processors see it. QEMU tells it to people only (`info mtree`):
     /// what cannot be read is left out.
     pub fn memory_map(&mut self) -> Result<Vec<RamPiece>, Error> {
-        let arguments = json!({"command-line": "info mtree -f"});
-        let answer = self.ask("human-monitor-command", &arguments)?;
-        Ok(pieces(answer.as_str().unwrap_or("")))
+        Ok(pieces(&self.ask_for_people("info mtree -f")?))
     }
 }
 

@@ -187,9 +187,10 @@ impl Vm {
         Ok(())
     }
 
-    /// The connection, to look at.
-    pub(crate) fn client_ref(&self) -> &Client {
-        &self.client
+    /// The process that made the monitor's socket, if this host can see it: QEMU itself, unless it
+    /// was given the socket by somebody else.
+    pub fn process_id(&self) -> Option<u32> {
+        self.client.process_id()
     }
 
     /// The connection itself.
@@ -199,6 +200,12 @@ impl Vm {
 
     pub(crate) fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value, Error> {
         self.client.execute(command, arguments)
+    }
+
+    /// What QEMU tells to people only, as the text that they read.
+    pub(crate) fn ask_for_people(&mut self, line: &str) -> Result<String, Error> {
+        let answer = self.ask("human-monitor-command", &json!({"command-line": line}))?;
+        Ok(answer.as_str().unwrap_or_default().to_owned())
     }
 
     /// The run state.

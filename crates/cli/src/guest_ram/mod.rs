@@ -23,6 +23,8 @@ const EQUAL: u32 = 48;
 #[derive(Debug)]
 pub(crate) struct GuestRam {
     blocks: Vec<Block>,
+    /// Whether there are others, which were not found.
+    misses: bool,
     /// By the numbers of the stream; nothing where QEMU does not tell where the block is.
     numbers: Vec<Option<usize>>,
     compared: u32,
@@ -67,6 +69,7 @@ impl GuestRam {
             })?;
         }
         Ok(GuestRam {
+            misses: blocks.len() < ram.len(),
             blocks,
             numbers: Vec::new(),
             compared: 0,
@@ -129,9 +132,9 @@ impl GuestRam {
         found.and_then(|found| self.blocks.get(found))
     }
 
-    /// Whether no block of the stream is missing: any page may be held.
+    /// Whether no block is missing: any page may be held.
     pub(crate) fn is_complete(&self) -> bool {
-        self.numbers.iter().all(Option::is_some)
+        !self.misses && self.numbers.iter().all(Option::is_some)
     }
 
     /// Whether any of it is read from a file that QEMU shares.
@@ -184,6 +187,7 @@ mod tests {
             address: Some(content.as_ptr() as u64),
         };
         GuestRam {
+            misses: false,
             blocks: vec![Block::find(std::process::id(), &maps, &ram).unwrap()],
             numbers: vec![Some(0)],
             compared: 0,

@@ -109,6 +109,9 @@ impl Session<'_> {
                     Verdict::Unknown => {}
                     Verdict::Same if self.args.copy_held || !ram.is_complete() => {}
                     Verdict::Same => self.engine.leave_in_guest(),
+                    Verdict::Other(why) if self.auditor.is_some() => {
+                        return Err(Failure::Failed(format!("the VM cannot be audited: {why}")));
+                    }
                     Verdict::Other(why) => {
                         self.ram = None;
                         self.report.tell(&report::Event::Note {

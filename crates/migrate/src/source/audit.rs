@@ -16,7 +16,7 @@ use qemu_stream::BlockId;
 use roaring::RoaringBitmap;
 
 use super::Source;
-use crate::{Change, PageTable, TableError};
+use crate::{PageTable, TableError};
 
 /// Where the audit stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -122,23 +122,10 @@ impl Source {
         out: &mut Vec<u8>,
     ) -> Result<(), TableError> {
         assert_eq!(self.audit, Audit::UnderWay, "a repair without an audit");
-        let Some(memory) = &mut self.memory else {
-            return Ok(());
-        };
-        let number = u32::try_from(index).map_err(|_| TableError::NoSuchPage {
-            block: block.0,
-            index,
-        })?;
-        if content.iter().all(|byte| *byte == 0) {
-            if memory.table.put_zero(block, index)? == Change::Changed {
-                memory.batch.zero(block.0, number, out);
-                self.stats.pages_zero += 1;
-            }
-        } else if memory.table.put(block, index, content)? == Change::Changed {
-            memory.batch.page(block.0, number, content, out);
-            self.stats.pages_sent += 1;
+        match &mut self.memory {
+            Some(memory) => memory.repair(block, index, content, &mut self.stats, out),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The audit is over.

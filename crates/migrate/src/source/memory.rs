@@ -118,22 +118,45 @@ impl Memory {
             Fate::Forward(origin) => origin == Origin::Paused,
         };
         stats.live_pages += u64::from(content.is_some() && !paused);
-        let Some(content) = content else {
-            if self.table.put_zero_at(slot) == Change::Same {
-                stats.pages_dropped += 1;
-            } else {
-                self.batch.zero(block.0, index, out);
-                stats.pages_zero += 1;
-            }
-            return Ok(());
+        let place = (block, index);
+        let sent = forward(
+            &mut self.table,
+            &mut self.batch,
+            slot,
+            place,
+            content,
+            stats,
+            out,
+        );
+        stats.pages_paused += u64::from(sent && paused);
+        Ok(())
+    }
+
+    /// The destination gets what a page holds.
+    pub(super) fn repair(
+        &mut self,
+        block: BlockId,
+        index: u64,
+        content: &[u8],
+        stats: &mut SourceStats,
+        out: &mut Vec<u8>,
+    ) -> Result<(), TableError> {
+        let slot = self.table.layout().slot(block, index)?;
+        let no_such_page = |_| TableError::NoSuchPage {
+            block: block.0,
+            index,
         };
-        if self.table.put_at(slot, content) == Change::Same {
-            stats.pages_dropped += 1;
-        } else {
-            self.batch.page(block.0, index, content, out);
-            stats.pages_sent += 1;
-            stats.pages_paused += u64::from(paused);
-        }
+        let place = (block, u32::try_from(index).map_err(no_such_page)?);
+        let content = unless_zeros(content);
+        forward(
+            &mut self.table,
+            &mut self.batch,
+            slot,
+            place,
+            content,
+            stats,
+            out,
+        );
         Ok(())
     }
 
@@ -178,19 +201,18 @@ impl Memory {
             let (block, index) = self.table.layout().place(slot);
             // Held pages have slots below 2^32.
             let index = u32::try_from(index).unwrap_or(u32::MAX);
-            if content.iter().all(|byte| *byte == 0) {
-                // It was not when it came.
-                if self.table.put_zero_at(slot) == Change::Same {
-                    stats.pages_dropped += 1;
-                } else {
-                    self.batch.zero(block.0, index, out);
-                    stats.pages_zero += 1;
-                }
-            } else if self.table.put_at(slot, content) == Change::Same {
-                stats.pages_dropped += 1;
-            } else {
-                self.batch.page(block.0, index, content, out);
-                stats.pages_sent += 1;
+            // It was not zeros when it came, but may be now.
+            let content = unless_zeros(content);
+            let place = (block, index);
+            if forward(
+                &mut self.table,
+                &mut self.batch,
+                slot,
+                place,
+                content,
+                stats,
+                out,
+            ) {
                 match origin {
                     Origin::Live => {}
                     Origin::Paused => stats.pages_paused += 1,
@@ -203,6 +225,42 @@ impl Memory {
         stats.held_peak_pages = self.holds.peak_pages();
         Ok(())
     }
+}
+
+/// Sends a page, unless the destination has it; no content means zeros. Tells whether its content
+/// was sent.
+#[inline]
+fn forward(
+    table: &mut PageTable,
+    batch: &mut BatchWriter,
+    slot: usize,
+    (block, index): (BlockId, u32),
+    content: Option<&[u8]>,
+    stats: &mut SourceStats,
+    out: &mut Vec<u8>,
+) -> bool {
+    let change = match content {
+        Some(content) => table.put_at(slot, content),
+        None => table.put_zero_at(slot),
+    };
+    match (change, content) {
+        (Change::Same, _) => stats.pages_dropped += 1,
+        (Change::Changed, Some(content)) => {
+            batch.page(block.0, index, content, out);
+            stats.pages_sent += 1;
+            return true;
+        }
+        (Change::Changed, None) => {
+            batch.zero(block.0, index, out);
+            stats.pages_zero += 1;
+        }
+    }
+    false
+}
+
+/// Nothing if it is all zeros.
+fn unless_zeros(content: &[u8]) -> Option<&[u8]> {
+    content.iter().any(|byte| *byte != 0).then_some(content)
 }
 
 /// Held pages that have been read from the guest.

@@ -371,6 +371,9 @@ impl Source {
         page_size: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), Fault> {
+        if self.is_auditing() {
+            return Err(self.out_of_order("more of QEMU's stream"));
+        }
         match *event {
             Event::FileHeader
             | Event::Configuration { .. }
@@ -432,9 +435,6 @@ impl Source {
                 self.send_head(out);
                 self.through(event, out);
                 Ok(())
-            }
-            Event::Device(_) if self.is_auditing() => {
-                Err(self.out_of_order("device state during the audit"))
             }
             Event::Device(bytes) => {
                 self.stats.device_bytes += bytes.len() as u64;
