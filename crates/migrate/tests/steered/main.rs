@@ -65,6 +65,7 @@ fn whatever_the_agent_is_like() {
             "refused",
             "left in the guest",
             "thawed for a cut",
+            "frozen after a cut",
         ] {
             assert!(seen.contains_key(what), "never: {what}");
         }

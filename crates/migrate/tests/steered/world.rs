@@ -255,6 +255,9 @@ impl World {
             PilotNews::Live(..) => {
                 self.seen.insert("moved live");
             }
+            PilotNews::Frozen(..) if self.seen.contains("thawed for a cut") => {
+                self.seen.insert("frozen after a cut");
+            }
             PilotNews::Thawed(_, "the connection is lost") => {
                 self.seen.insert("thawed for a cut");
             }
