@@ -1,6 +1,10 @@
 //! Where a page stands in the tables that have one entry for each guest page.
 
+use std::ops::Range;
+
 use qemu_stream::BlockId;
+use roaring::RoaringBitmap;
+use wire::{PageRun, PageRuns};
 
 use crate::TableError;
 
@@ -70,6 +74,51 @@ impl Layout {
         block.map_or(0, |pages| pages.count as u64)
     }
 
+    /// The slots of a run of a block's pages.
+    pub(crate) fn slots(&self, block: u16, run: PageRun) -> Result<Range<u32>, TableError> {
+        let (first, count) = (u64::from(run.first), u64::from(run.count));
+        let start = self.slot(BlockId(block), first)?;
+        if count > 1 {
+            self.slot(BlockId(block), first + count - 1)?;
+        }
+        let end = start + usize::try_from(count).unwrap_or(usize::MAX);
+        match (u32::try_from(start), u32::try_from(end)) {
+            (Ok(start), Ok(end)) => Ok(start..end),
+            _ => Err(TableError::NoSuchPage {
+                block,
+                index: first,
+            }),
+        }
+    }
+
+    /// These slots as runs of pages, for each block so many at once at the most.
+    pub(crate) fn page_runs(&self, slots: &RoaringBitmap) -> Vec<PageRuns> {
+        let mut all: Vec<PageRuns> = Vec::new();
+        let mut next = None;
+        for slot in slots {
+            let (block, index) = self.place(slot as usize);
+            // Its slot is below 2^32, and so is its number in its block.
+            let first = u32::try_from(index).unwrap_or(u32::MAX);
+            let follows = next == Some((block, first));
+            next = Some((block, first.wrapping_add(1)));
+            match all.last_mut() {
+                Some(PageRuns { runs, .. }) if follows => {
+                    if let Some(run) = runs.last_mut() {
+                        run.count += 1;
+                    }
+                }
+                Some(pages) if pages.block == block.0 && pages.runs.len() < PageRuns::MAX => {
+                    pages.runs.push(PageRun { first, count: 1 });
+                }
+                _ => all.push(PageRuns {
+                    block: block.0,
+                    runs: vec![PageRun { first, count: 1 }],
+                }),
+            }
+        }
+        all
+    }
+
     /// The block and page of a slot that [`slot`](Layout::slot) gave.
     pub(crate) fn place(&self, slot: usize) -> (BlockId, u64) {
         // Of blocks without pages that begin at the same slot, the last is the one that has it.
@@ -96,5 +145,23 @@ mod tests {
             }
         }
         assert!(layout.slot(BlockId(1), 0).is_err());
+    }
+
+    #[test]
+    fn runs_end_where_their_block_does() {
+        let layout = Layout::new(4096, [3 * 4096, 2 * 4096], u64::MAX).unwrap();
+        let slots: RoaringBitmap = [0, 2, 3, 4].into_iter().collect();
+        let runs = layout.page_runs(&slots);
+        let run = |first, count| PageRun { first, count };
+        let expected = [(0, vec![run(0, 1), run(2, 1)]), (1, vec![run(0, 2)])];
+        let expected = expected.map(|(block, runs)| PageRuns { block, runs });
+        assert_eq!(runs, expected);
+        let back = runs.iter().flat_map(|pages| {
+            let slots = |run: &PageRun| layout.slots(pages.block, *run).unwrap();
+            pages.runs.iter().flat_map(slots).collect::<Vec<_>>()
+        });
+        assert_eq!(back.collect::<RoaringBitmap>(), slots);
+        assert!(layout.slots(0, run(2, 2)).is_err());
+        assert!(layout.slots(1, run(1, u32::MAX)).is_err());
     }
 }

@@ -24,7 +24,7 @@ pub mod pilot;
 mod source;
 mod table;
 
-pub use destination::{Destination, DestinationAction, DestinationPhase, Outputs};
+pub use destination::{Destination, DestinationAction, DestinationPhase, FaultNews, Outputs};
 pub use fault::Fault;
 pub use guest_map::MappedRam;
 pub use holds::{Group, GroupFigures, Left, Treatment};

@@ -152,6 +152,28 @@ impl PageTable {
         matches!(self.hashes[slot], hash if hash == ABSENT || hash == self.zero)
     }
 
+    /// The destination has nothing of this page any more.
+    pub(crate) fn forget(&mut self, slot: usize) {
+        let old = std::mem::replace(&mut self.hashes[slot], ABSENT);
+        if old != ABSENT {
+            self.digest.pages -= 1;
+            self.digest.sum = self.digest.sum.wrapping_sub(self.term(slot, old));
+        }
+    }
+
+    /// Whether anything was ever sent of this page.
+    pub(crate) fn is_absent(&self, slot: usize) -> bool {
+        self.hashes[slot] == ABSENT
+    }
+
+    /// The digest of the pages that have come since it was `before`, none of which was there then.
+    pub(crate) fn digest_since(&self, before: Digest) -> Digest {
+        Digest {
+            pages: self.digest.pages.wrapping_sub(before.pages),
+            sum: self.digest.sum.wrapping_sub(before.sum),
+        }
+    }
+
     #[inline]
     fn put_hash(&mut self, slot: usize, hash: u128) -> Change {
         let old = self.hashes[slot];
@@ -245,6 +267,22 @@ mod tests {
                 limit: 1 << 41
             }
         );
+    }
+
+    #[test]
+    fn a_forgotten_page_never_was() {
+        let (mut one, mut other) = (table(), table());
+        one.put(A, 0, &[1; PAGE]).unwrap();
+        let before = one.digest();
+        one.put(A, 1, &[2; PAGE]).unwrap();
+        other.put(A, 1, &[2; PAGE]).unwrap();
+        assert_eq!(one.digest_since(before), other.digest());
+        one.forget(1);
+        one.forget(1);
+        assert_eq!(one.digest(), before);
+        assert!(one.is_absent(1));
+        one.forget(0);
+        assert_eq!(one.digest(), Digest::default());
     }
 
     #[test]

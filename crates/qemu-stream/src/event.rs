@@ -124,6 +124,16 @@ pub mod command {
     pub const OPEN_RETURN_PATH: u16 = 1;
     /// The destination is to answer with the value.
     pub const PING: u16 = 2;
+    /// Post-copy may follow; names the sizes of pages.
+    pub const POSTCOPY_ADVISE: u16 = 3;
+    /// The destination is to serve page faults.
+    pub const POSTCOPY_LISTEN: u16 = 4;
+    /// The destination is to run the VM.
+    pub const POSTCOPY_RUN: u16 = 5;
+    /// What the destination has of some pages is not valid any more.
+    pub const POSTCOPY_RAM_DISCARD: u16 = 6;
+    /// A stream of a given length follows, to be read before it is acted upon.
+    pub const PACKAGED: u16 = 7;
     /// The source has stopped its VM (machine types from 10.0 on).
     pub const SWITCHOVER_START: u16 = 11;
 }

@@ -1,5 +1,7 @@
 //! Batches of pages: written in place into the output, read without copying.
 
+use serde::{Deserialize, Serialize};
+
 use crate::decode::{Kind, frame_header, patch_length};
 use crate::{BATCH_BYTES, WireError};
 
@@ -16,7 +18,7 @@ const ZERO_RUNS_MAX: usize = 4096;
 pub const ZERO_PAGES_MAX: u32 = 1 << 16;
 
 /// A run of consecutive pages of one block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageRun {
     /// First page index.
     pub first: u32,

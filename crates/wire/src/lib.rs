@@ -48,6 +48,23 @@
 //! and is put together again by [`Assembler`]; the destination's stream stays on the last one opened.
 //! If any connection of them is lost, all are, and it is resumed as above.
 //!
+//! If both can, part of the memory may follow after the switchover (post-copy). The source says so
+//! with `MayFollow` before `Head`, and which pages with `Follows` before `RamEnd`; if it names none,
+//! all is as above. Otherwise:
+//!
+//! ```text
+//!   Commit                              ──►   QEMU gets the devices and runs the VM
+//!                                       ◄──   Committed
+//!   pages, each of them once            ──►
+//!                                       ◄──   Needs, for what the VM waits for
+//!   AllSent(digest of what followed)    ──►   QEMU gets its end mark
+//!                                       ◄──   Arrived
+//!   Bye                                 ──►
+//! ```
+//!
+//! Such a session is resumed after `Commit` as well. Whoever connects anew instead, with a `Verdict`,
+//! is told with `Missing` which pages have not come, and sends those.
+//!
 //! Either side may send `Abort` until `Commit` has been sent; `KeepAlive` at any time. A source
 //! that lost the connection after its decision was recorded connects again and sends a `Verdict`
 //! in place of `Hello`.
@@ -71,7 +88,8 @@ pub use decode::{Decoder, Frame, OwnFrame, own_frames, put_control, put_device};
 pub use error::WireError;
 pub use ledger::Ledger;
 pub use message::{
-    AbortCode, Accept, Block, Capabilities, Digest, Hello, Message, RamSetup, Started, Thawed,
+    AbortCode, Accept, Block, Capabilities, Digest, Followed, Hello, Message, PageRuns, RamSetup,
+    Started, Thawed,
 };
 pub use packed::{Form, PackedFrame, put_packed};
 pub use preamble::{Preamble, VERSION_NEWEST, VERSION_OLDEST};

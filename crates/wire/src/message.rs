@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::WireError;
+use crate::{PageRun, WireError};
 
 /// A set of optional parts of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -27,6 +27,8 @@ impl Capabilities {
     /// Pages may be told by what the peer has already ([`Form::Recalled`](crate::Form::Recalled));
     /// needs `PACKED`.
     pub const RECALLED: Capabilities = Capabilities(1 << 6);
+    /// Part of the memory may follow after the switchover ([`Message::MayFollow`]).
+    pub const FOLLOWING: Capabilities = Capabilities(1 << 7);
     /// Everything that this release knows.
     pub const OURS: Capabilities = Capabilities(
         Self::REQUIRED.0
@@ -34,7 +36,8 @@ impl Capabilities {
             | Self::RESUME.0
             | Self::PACKED.0
             | Self::SEVERAL.0
-            | Self::RECALLED.0,
+            | Self::RECALLED.0
+            | Self::FOLLOWING.0,
     );
     /// What this release cannot do without.
     pub const REQUIRED: Capabilities = Capabilities(Self::XXH3_128.0 | Self::VERDICT.0);
@@ -147,6 +150,35 @@ pub struct Thawed {
     pub after_us: u64,
 }
 
+/// How the memory that followed has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Followed {
+    /// Whether all of it is what was sent.
+    pub equal: bool,
+    /// Pages that the VM asked for.
+    pub faults: u64,
+    /// Half of them had come to QEMU within so many microseconds.
+    pub latency_p50_us: u64,
+    /// And 99 of a hundred within so many.
+    pub latency_p99_us: u64,
+    /// And all of them.
+    pub latency_max_us: u64,
+}
+
+/// Pages of one block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRuns {
+    /// The block, by its position in [`RamSetup`].
+    pub block: u16,
+    /// Which of its pages.
+    pub runs: Vec<PageRun>,
+}
+
+impl PageRuns {
+    /// Most runs in one message.
+    pub const MAX: usize = 1 << 16;
+}
+
 /// Why a side gives up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AbortCode {
@@ -164,6 +196,8 @@ pub enum AbortCode {
     Busy,
     /// Anything else.
     Other,
+    /// The sender knows nothing of what was said on the connection that is to be resumed.
+    Forgotten,
 }
 
 /// A control message. The order of the variants is the wire format.
@@ -258,6 +292,30 @@ pub enum Message {
         /// That of those that have joined.
         attempt: u32,
     },
+    /// Source, after `Accept` and before `Head`, if both can: part of the memory may follow after
+    /// the switchover.
+    MayFollow,
+    /// Source, before `RamEnd`: these pages follow. What was sent of them before does not count.
+    Follows(PageRuns),
+    /// Destination, after the switchover: the VM waits for these pages.
+    Needs {
+        /// The block.
+        block: u16,
+        /// Which of its pages.
+        run: PageRun,
+    },
+    /// Destination, on a new connection on which it was told of the commit: these pages have not
+    /// come.
+    Missing {
+        /// Which.
+        pages: PageRuns,
+        /// Whether that is all.
+        last: bool,
+    },
+    /// Source: all that was to follow has been sent; the digest of it.
+    AllSent(Digest),
+    /// Destination: it is all here, and the source is not needed any more.
+    Arrived(Followed),
 }
 
 impl Message {
@@ -287,6 +345,12 @@ impl Message {
             Message::Join { .. } => "Join",
             Message::Joined => "Joined",
             Message::ResumeOver { .. } => "ResumeOver",
+            Message::MayFollow => "MayFollow",
+            Message::Follows(_) => "Follows",
+            Message::Needs { .. } => "Needs",
+            Message::Missing { .. } => "Missing",
+            Message::AllSent(_) => "AllSent",
+            Message::Arrived(_) => "Arrived",
         }
     }
 }
@@ -376,6 +440,26 @@ mod tests {
         };
         let expected = [[22].as_slice(), &[7; 16], &[9; 32], &[5, 4, 3]].concat();
         assert_eq!(bytes(&resume), expected);
+        assert_eq!(bytes(&Message::MayFollow), [23]);
+        let run = PageRun { first: 5, count: 2 };
+        let pages = PageRuns {
+            block: 1,
+            runs: vec![run],
+        };
+        assert_eq!(bytes(&Message::Follows(pages.clone())), [24, 1, 1, 5, 2]);
+        assert_eq!(bytes(&Message::Needs { block: 1, run }), [25, 1, 5, 2]);
+        let missing = Message::Missing { pages, last: true };
+        assert_eq!(bytes(&missing), [26, 1, 1, 5, 2, 1]);
+        let sent = Message::AllSent(Digest { pages: 3, sum: 4 });
+        assert_eq!(bytes(&sent), [27, 3, 4]);
+        let followed = Followed {
+            equal: true,
+            faults: 2,
+            latency_p50_us: 3,
+            latency_p99_us: 4,
+            latency_max_us: 5,
+        };
+        assert_eq!(bytes(&Message::Arrived(followed)), [28, 1, 2, 3, 4, 5]);
     }
 
     #[test]

@@ -76,6 +76,14 @@ impl Copies {
         Some(number)
     }
 
+    /// Keeps a page that is in the guest, whatever the limit; nothing if copies are made.
+    pub(super) fn stays_in_guest(&mut self) -> Option<NonZeroU32> {
+        self.in_guest.then(|| {
+            self.count += 1;
+            IN_GUEST
+        })
+    }
+
     /// A newer content of a page.
     pub(super) fn replace(&mut self, number: NonZeroU32, content: &[u8]) {
         let (chunk, at) = self.place(number);

@@ -17,6 +17,7 @@
 //! None of this can lose a page: whatever is held when the RAM section ends is due then.
 
 mod copies;
+mod following;
 
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -24,6 +25,7 @@ use std::ops::Range;
 use roaring::RoaringBitmap;
 
 use copies::Copies;
+use following::Following;
 
 /// Number of a set of pages that is treated alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,6 +65,10 @@ pub(crate) enum Origin {
     Cooled,
     /// It was held and must go: its group turned live, or the end has come.
     Flushed,
+    /// It follows after the switchover.
+    Followed,
+    /// The VM asks for it there.
+    Asked,
 }
 
 /// What becomes of a page that arrives.
@@ -111,6 +117,9 @@ pub(crate) struct Holds {
     link_is_full: bool,
     /// QEMU has sent its last page.
     over: bool,
+    /// Whatever comes is held, whosever it is, but for what stands.
+    everything: bool,
+    following: Following,
     peak: usize,
 }
 
@@ -128,6 +137,8 @@ impl Holds {
             asked_again: false,
             link_is_full: false,
             over: false,
+            everything: false,
+            following: Following::default(),
             peak: 0,
         }
     }
@@ -176,7 +187,7 @@ impl Holds {
         for (slot, class) in (0u32..).zip(&mut self.classes) {
             if *class == group.0 && !warm.contains(slot) {
                 *class |= COLD;
-                if self.held.contains(slot) {
+                if self.held.contains(slot) && !self.over {
                     self.due.insert(slot);
                 }
             }
@@ -202,7 +213,7 @@ impl Holds {
         if let Some((now, _)) = self.groups.get_mut(usize::from(group.0) - 1) {
             *now = treatment;
         }
-        if treatment == Treatment::Live {
+        if treatment == Treatment::Live && !self.over {
             let classes = &self.classes;
             let of_group = |slot: &u32| group_of(classes, *slot) == group.0;
             self.due.extend(self.held.iter().filter(of_group));
@@ -245,6 +256,10 @@ impl Holds {
     /// free any more.
     pub(crate) fn are_free(&mut self, slots: &[Range<usize>]) -> Vec<usize> {
         let mut dropped = Vec::new();
+        if self.over {
+            // It is settled what becomes of each page.
+            return dropped;
+        }
         for range in slots {
             let (Some(first), Some(end)) = (number(range.start), number(range.end)) else {
                 continue;
@@ -263,6 +278,9 @@ impl Holds {
 
     /// Nothing is known of free pages any more: what is kept back as free goes.
     pub(crate) fn none_is_free(&mut self) {
+        if self.over {
+            return;
+        }
         let classes = &self.classes;
         let free = |slot: &u32| group_of(classes, *slot) == FREE;
         self.due.extend(self.held.iter().filter(free));
@@ -284,7 +302,8 @@ impl Holds {
     #[inline]
     pub(crate) fn arrive(&mut self, slot: usize, content: Option<&[u8]>, first_walk: bool) -> Fate {
         let class = self.classes[slot];
-        if class == NOBODY && self.copy_of[slot].is_none() && !self.link_is_full {
+        let is_live = class == NOBODY && !self.everything;
+        if is_live && self.copy_of[slot].is_none() && !self.link_is_full {
             return Fate::Forward(Origin::Live);
         }
         self.arrive_in_group(slot, class, content, first_walk)
@@ -308,8 +327,9 @@ impl Holds {
         }
         let hold = match treatment {
             Some(Treatment::Held) => !(cold && first_walk),
-            Some(Treatment::Live | Treatment::Stopping | Treatment::Standing) => false,
-            None => class == FREE && !self.asked_again,
+            Some(Treatment::Stopping | Treatment::Standing) => false,
+            Some(Treatment::Live) => self.everything,
+            None => self.everything || (class == FREE && !self.asked_again),
         };
         if class == FREE && self.asked_again {
             self.classes[slot] = NOBODY;
@@ -379,7 +399,10 @@ impl Holds {
 
     /// Held pages that wait to be sent.
     pub(crate) fn due_pages(&self) -> u64 {
-        self.due.len()
+        match self.following.has_begun() {
+            true => self.may_go(),
+            false => self.due.len(),
+        }
     }
 
     /// Pages held, those that are due included.
@@ -400,6 +423,9 @@ impl Holds {
     /// The next page that is due, in ascending order from the last one on, and why it travels.
     /// Send [`content`](Holds::content), then [`release`](Holds::release) it.
     pub(crate) fn next_due(&mut self) -> Option<(usize, Origin)> {
+        if self.following.has_begun() {
+            return self.next_to_follow();
+        }
         let slot = self
             .due
             .range(self.due_from..)

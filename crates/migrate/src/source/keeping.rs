@@ -177,6 +177,7 @@ impl Source {
         if let Some(memory) = &mut self.memory {
             memory.pump(full, guest, &mut self.stats, out)?;
             self.end_ram_if_drained(out);
+            self.say_if_all_is_sent(out);
         }
         Ok(())
     }
@@ -186,22 +187,26 @@ impl Source {
     pub(super) fn end_ram_if_drained(&mut self, out: &mut Vec<u8>) {
         if let Some(memory) = &mut self.memory
             && memory.draining
-            && memory.holds.held_pages() == 0
+            && memory.holds.due_pages() == 0
             && self.audit != Audit::UnderWay
         {
             if self.audit == Audit::Wanted {
+                // An audit reads the stopped VM, and so does who sends what follows.
+                memory.holds.leave_in_guest();
+                memory.holds.drop_copies();
+                memory.left |= memory.holds.to_follow();
                 self.audit = Audit::UnderWay;
                 self.actions.push_back(SourceAction::Audit);
                 return;
             }
             memory.draining = false;
-            memory.batch.flush(out);
+            self.tell_what_follows(out);
             put_control(&Message::RamEnd, out);
             self.phase = SourcePhase::Devices;
         }
     }
 
-    fn with_holds(&mut self, what: impl FnOnce(&mut Holds)) {
+    pub(super) fn with_holds(&mut self, what: impl FnOnce(&mut Holds)) {
         if let Some(memory) = &mut self.memory {
             what(&mut memory.holds);
         }

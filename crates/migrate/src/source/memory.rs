@@ -218,6 +218,8 @@ impl Memory {
                     Origin::Paused => stats.pages_paused += 1,
                     Origin::Cooled => stats.pages_cooled += 1,
                     Origin::Flushed => stats.pages_flushed += 1,
+                    Origin::Followed => stats.pages_followed += 1,
+                    Origin::Asked => stats.pages_asked += 1,
                 }
             }
             self.holds.release(u32::try_from(slot).unwrap_or(u32::MAX));

@@ -1,6 +1,7 @@
 //! The source half: QEMU's stream in, frames out, and the decision to commit.
 
 mod audit;
+mod following;
 mod keeping;
 mod memory;
 
@@ -8,12 +9,13 @@ use std::collections::VecDeque;
 
 use qemu_stream::{BlockId, Emitter, Event, RamBlock};
 use wire::{
-    AbortCode, Accept, Block, Capabilities, Digest, Frame, Hello, Message, Preamble, RamSetup,
-    Started, Thawed, put_control, put_device,
+    AbortCode, Accept, Block, Capabilities, Digest, Followed, Frame, Hello, Message, Preamble,
+    RamSetup, Started, Thawed, put_control, put_device,
 };
 
 use crate::{Fault, PageTable};
 use audit::Audit;
+use following::Following;
 pub use audit::Expected;
 use memory::Memory;
 pub use memory::{GuestMemory, KeepBack, NoGuestMemory, WalkPosition};
@@ -32,6 +34,9 @@ const SWITCHOVER_START: u16 = 11;
 ///                                                                            │ Ready, equal digests,
 ///                                                                            ▼ and QEMU has completed
 ///                                Finished ◄─Committed─ Committed ◄─recorded─ Deciding
+///                                    ▲                     │
+///                                 Arrived              Committed, and memory follows
+///                                    └──── Following ◄─────┘
 /// ```
 ///
 /// `Commit` is put on the wire in [`Source::commit_recorded`] alone, which only [`SourceAction::Decide`]
@@ -49,6 +54,7 @@ pub struct Source {
     keep_back: KeepBack,
     memory: Option<Memory>,
     audit: Audit,
+    following: Following,
     ready: Option<Digest>,
     qemu_completed: bool,
     uses: Capabilities,
@@ -73,7 +79,9 @@ pub enum SourcePhase {
     Deciding,
     /// The commit was sent; waiting to hear that the VM runs.
     Committed,
-    /// The VM has been started at the destination.
+    /// The VM has been started at the destination, and needs memory that is still here.
+    Following,
+    /// The VM has been started at the destination, which has everything.
     Finished,
 }
 
@@ -88,6 +96,7 @@ impl SourcePhase {
             SourcePhase::Loading => "waiting for the destination to load",
             SourcePhase::Deciding => "about to commit",
             SourcePhase::Committed => "waiting for the VM to run at the destination",
+            SourcePhase::Following => "sending the memory that follows",
             SourcePhase::Finished => "finished",
         }
     }
@@ -106,6 +115,10 @@ pub enum SourceAction {
     Decide,
     /// The VM has been started at the destination.
     Finish(Started),
+    /// The VM has been started at the destination, and memory follows.
+    Runs(Started),
+    /// All of it has arrived.
+    Arrived(Followed),
 }
 
 /// What has been done so far.
@@ -125,6 +138,12 @@ pub struct SourceStats {
     pub pages_cooled: u64,
     /// Of the pages sent, those that had been held and had to go.
     pub pages_flushed: u64,
+    /// Pages that were to follow after the switchover when the VM stopped.
+    pub pages_following: u64,
+    /// Of the pages sent, those that have followed,
+    pub pages_followed: u64,
+    /// and those that the VM had asked for.
+    pub pages_asked: u64,
     /// Pages that did not travel since the guest had declared them free.
     pub pages_free: u64,
     /// Most pages held at once.
@@ -158,6 +177,7 @@ impl Source {
             keep_back: KeepBack::default(),
             memory: None,
             audit: Audit::Off,
+            following: Following::default(),
             ready: None,
             qemu_completed: false,
             uses: Capabilities::default(),
@@ -233,8 +253,10 @@ impl Source {
         put_control(&Message::Hello(hello), out);
     }
 
-    /// Asks for the outcome on a new connection, after the first was lost in phase `Committed`.
-    pub fn ask_outcome(&self, out: &mut Vec<u8>) {
+    /// Asks for the outcome on a new connection, after the first was lost in phase `Committed` or
+    /// `Following`.
+    pub fn ask_outcome(&mut self, out: &mut Vec<u8>) {
+        self.forget_what_was_sent();
         put_verdict(self.session, true, out);
     }
 
@@ -268,6 +290,11 @@ impl Source {
                 self.decide_if_all_is_said();
                 Ok(())
             }
+            (SourcePhase::Committed, Message::Committed(started)) if self.follows() => {
+                self.phase = SourcePhase::Following;
+                self.actions.push_back(SourceAction::Runs(started));
+                Ok(())
+            }
             (SourcePhase::Committed, Message::Committed(started)) => {
                 self.phase = SourcePhase::Finished;
                 put_control(&Message::Bye, out);
@@ -276,10 +303,13 @@ impl Source {
             }
             // The destination started the VM just as it was asked for the outcome on a new
             // connection: it says so by itself, and once more as its answer.
-            (SourcePhase::Finished, Message::Committed(_)) => Ok(()),
-            (SourcePhase::Finished, Message::Thawed(thawed)) => {
+            (SourcePhase::Following | SourcePhase::Finished, Message::Committed(_)) => Ok(()),
+            (SourcePhase::Following | SourcePhase::Finished, Message::Thawed(thawed)) => {
                 self.thawed = Some(thawed);
                 Ok(())
+            }
+            (SourcePhase::Committed | SourcePhase::Following, message) if self.follows() => {
+                self.hear_of_following(message, out)
             }
             (_, message) => Err(self.out_of_order(message.name())),
         }
@@ -331,6 +361,7 @@ impl Source {
         assert_eq!(self.phase, SourcePhase::Deciding, "commit out of turn");
         self.phase = SourcePhase::Committed;
         put_control(&Message::Commit, out);
+        self.let_follow();
     }
 
     /// Closes open batches: call before sending `out`.
@@ -414,10 +445,14 @@ impl Source {
                 Ok(())
             }
             Event::RamEos { .. } => {
+                let may_follow = self.may_follow();
                 if let Some(memory) = &mut self.memory
                     && memory.ending
                 {
-                    memory.holds.all_due();
+                    match may_follow {
+                        true => memory.holds.rest_follows(),
+                        false => memory.holds.all_due(),
+                    }
                     memory.draining = true;
                     self.end_ram_if_drained(out);
                 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use qemu_stream::return_path::Message;
 use qemu_stream::test_support::StreamBuilder;
-use qemu_stream::{Emitter, Event, Parser, RamBlock};
+use qemu_stream::{Emitter, Event, Parser, RamBlock, command};
 
 use crate::random::Random;
 
@@ -199,6 +199,16 @@ pub(crate) struct DestinationQemu {
     answered: bool,
     /// Says that it cannot load this.
     pub(crate) refuses: bool,
+    /// It was told of post-copy.
+    advised: bool,
+    /// It runs, and memory may be missing.
+    post_copy: bool,
+    /// Bytes of a package that is still to come.
+    package: Option<usize>,
+    /// Where commands may stand.
+    between_sections: bool,
+    ram_has_ended: bool,
+    over: bool,
 }
 
 impl DestinationQemu {
@@ -212,6 +222,12 @@ impl DestinationQemu {
             runs: false,
             answered: false,
             refuses: false,
+            advised: false,
+            post_copy: false,
+            package: None,
+            between_sections: true,
+            ram_has_ended: false,
+            over: false,
         }
     }
 
@@ -219,6 +235,22 @@ impl DestinationQemu {
         self.pending.extend_from_slice(bytes);
         let mut at = 0;
         loop {
+            if let Some(length) = self.package {
+                let Some(package) = self.pending.get(at..at + length) else {
+                    break;
+                };
+                let package = package.to_vec();
+                at += length;
+                self.package = None;
+                self.run_package(&package);
+            }
+            if self.between_sections
+                && let Some((id, payload)) = post_copy_command(&self.pending[at..])
+            {
+                at += 5 + payload.len();
+                self.command(id, &payload);
+                continue;
+            }
             let parsed = self.parser.next(&self.pending[at..]);
             let Some((used, event)) = parsed.expect("a stream that QEMU accepts") else {
                 break;
@@ -230,8 +262,7 @@ impl DestinationQemu {
                     data,
                     ..
                 } => {
-                    self.ram
-                        .insert((block.0, offset / PAGE as u64), page_number(data));
+                    self.comes((block.0, offset / PAGE as u64), page_number(data));
                 }
                 Event::Zero {
                     block,
@@ -239,16 +270,112 @@ impl DestinationQemu {
                     fill,
                     ..
                 } => {
-                    self.ram.insert((block.0, offset / PAGE as u64), fill);
+                    self.comes((block.0, offset / PAGE as u64), fill);
                 }
                 Event::Device(raw) => self.device.extend_from_slice(raw),
+                Event::Command { id, payload } => {
+                    let payload = payload.to_vec();
+                    self.command(id, &payload);
+                }
+                Event::RamStart { .. } | Event::RamPart { .. } => self.between_sections = false,
+                Event::RamEnd { .. } => {
+                    self.between_sections = false;
+                    self.ram_has_ended = true;
+                }
+                Event::RamEos { .. } => self.between_sections = !self.ram_has_ended,
                 Event::End { .. } => panic!("no description is ever written"),
                 _ => {}
             }
             at += used;
         }
         self.pending.drain(..at);
-        self.look_at_devices();
+        match self.post_copy {
+            true => self.look_for_the_end(),
+            false => self.look_at_devices(),
+        }
+    }
+
+    /// QEMU places a page once when its guest runs.
+    fn comes(&mut self, key: (u16, u64), number: u8) {
+        let before = self.ram.insert(key, number);
+        assert!(!self.post_copy || before.is_none(), "{key:?} comes twice");
+    }
+
+    fn command(&mut self, id: u16, payload: &[u8]) {
+        match id {
+            command::PING if self.refuses => {
+                Message::Shut(1).put(&mut self.answers);
+                self.refuses = false;
+            }
+            command::PING => {
+                let value = u32::from_be_bytes(payload.try_into().unwrap());
+                Message::Pong(value).put(&mut self.answers);
+            }
+            command::POSTCOPY_ADVISE => {
+                assert!(self.ram.is_empty());
+                self.advised = true;
+            }
+            command::POSTCOPY_RAM_DISCARD => {
+                assert!(self.advised && !self.post_copy);
+                let name = usize::from(payload[1]);
+                let (head, ranges) = payload.split_at(3 + name);
+                let block = BLOCKS
+                    .iter()
+                    .position(|(one, _)| one.as_bytes() == &head[2..2 + name]);
+                let block = block.expect("a block") as u16;
+                for range in ranges.chunks(16) {
+                    let number = |at: usize| {
+                        u64::from_be_bytes(range[at..at + 8].try_into().unwrap()) / PAGE as u64
+                    };
+                    for page in number(0)..number(0) + number(8) {
+                        self.ram.remove(&(block, page));
+                    }
+                }
+            }
+            command::PACKAGED => {
+                let length = u32::from_be_bytes(payload.try_into().unwrap());
+                self.package = Some(length as usize);
+            }
+            _ => {}
+        }
+    }
+
+    /// LISTEN, the devices, PING, RUN.
+    fn run_package(&mut self, package: &[u8]) {
+        assert!(self.advised);
+        assert_eq!(package[..5], [8, 0, 4, 0, 0]);
+        let (rest, run) = package.split_at(package.len() - 5);
+        assert_eq!(run, [8, 0, 5, 0, 0]);
+        let (_, ping) = rest.split_at(rest.len() - 9);
+        assert_eq!(ping[..5], [8, 0, 2, 0, 4]);
+        self.post_copy = true;
+        Message::Pong(u32::from_be_bytes(ping[5..].try_into().unwrap())).put(&mut self.answers);
+        self.runs = true;
+    }
+
+    fn look_for_the_end(&mut self) {
+        if self.ram_has_ended && self.pending == [0] && !self.over {
+            self.over = true;
+            Message::Shut(0).put(&mut self.answers);
+        }
+    }
+
+    /// The guest touches memory: what is missing is asked for, now and then more than once.
+    pub(crate) fn guest_touches(&mut self, random: &mut Random) -> bool {
+        let block = random.below(BLOCKS.len());
+        let (name, pages) = BLOCKS[block];
+        let page = random.below(pages as usize) as u64;
+        let missing = !self.ram.contains_key(&(block as u16, page));
+        if !self.post_copy || self.over || !missing {
+            return false;
+        }
+        Message::RequestPages {
+            block: Some(name.as_bytes()),
+            start: page * PAGE as u64,
+            length: PAGE as u32,
+        }
+        .put(&mut self.answers);
+        true
     }
 
     /// The fence stands behind the device state, where QEMU waits for the next section; so does
@@ -275,6 +402,15 @@ impl DestinationQemu {
             Message::Shut(0).put(&mut self.answers);
         }
     }
+}
+
+/// A command of post-copy, which no source QEMU sends here and the parser refuses.
+fn post_copy_command(bytes: &[u8]) -> Option<(u16, Vec<u8>)> {
+    let &[kind, a, b, c, d] = bytes.first_chunk::<5>()?;
+    let [id, length] = [[a, b], [c, d]].map(u16::from_be_bytes);
+    let known = (command::POSTCOPY_ADVISE..=command::PACKAGED).contains(&id);
+    let payload = bytes.get(5..5 + usize::from(length))?;
+    (kind == 8 && known).then(|| (id, payload.to_vec()))
 }
 
 /// The page of a number: the odd ones differ in their first bytes only, and so do the even ones.

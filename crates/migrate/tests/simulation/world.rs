@@ -8,11 +8,11 @@ use migrate::{
 };
 use qemu_stream::return_path::ReturnPathParser;
 use qemu_stream::{BlockId, Event, Parser};
-use wire::{AbortCode, Decoder, Started};
+use wire::{AbortCode, Decoder, Followed, Started};
 
 use crate::meddler::Meddler;
 use crate::outlet::Outlet;
-use crate::qemu::{DestinationQemu, PAGE, Ram, SourceQemu, page_of};
+use crate::qemu::{DestinationQemu, PAGE, Ram, SourceQemu, blocks, page_of};
 use crate::random::Random;
 
 const SESSION: [u8; 16] = [5; 16];
@@ -103,6 +103,32 @@ pub(crate) struct World {
     destination_qemu: DestinationQemu,
     return_path: Vec<u8>,
     corrupted: bool,
+    told_of_corruption: bool,
+    /// Memory may follow after the switchover.
+    follow: Option<Follow>,
+}
+
+/// How memory follows.
+struct Follow {
+    /// Of its own, so that the rest of a run stays as it was.
+    random: Random,
+    seed: u64,
+    /// The guest's memory can be read when the source half has died.
+    readable: bool,
+    /// It goes although the network is not cut: nobody has lost it.
+    everything: bool,
+}
+
+impl Follow {
+    fn of_seed(seed: u64, source_seed: u64) -> Option<Self> {
+        let mut random = Random::new(seed ^ 0x666f_6c6c_6f77);
+        random.one_in(3).then(|| Follow {
+            seed: source_seed,
+            readable: random.one_in(2),
+            everything: random.one_in(2),
+            random,
+        })
+    }
 }
 
 impl World {
@@ -118,7 +144,14 @@ impl World {
             _ => Fault::None,
         };
         let fault_at = random.below(250);
-        let mut source = Source::new(SESSION, random.next());
+        let source_seed = random.next();
+        let mut source = Source::new(SESSION, source_seed);
+        let follow = Follow::of_seed(seed, source_seed);
+        // Without its memory a VM whose source half has died is lost: there is nothing to check.
+        let fault = match &follow {
+            Some(follow) if !follow.readable && fault == Fault::Cut => Fault::None,
+            _ => fault,
+        };
         if seed % 4 == 1 {
             source_qemu.forgets = true;
             source.want_audit();
@@ -153,6 +186,8 @@ impl World {
             destination_qemu: DestinationQemu::new(),
             return_path: Vec::new(),
             corrupted: false,
+            told_of_corruption: false,
+            follow,
             random,
         }
     }
@@ -173,6 +208,7 @@ impl World {
             if step == self.fault_at {
                 self.strike();
             }
+            self.follow();
             match self.random.below(6) {
                 0 => self.qemu_writes(),
                 1 => self.source_reads_qemu(),
@@ -254,9 +290,42 @@ impl World {
             pipe.left = Some(self.random.below(pipe.bytes.len() + 1));
         }
         self.seen.insert(match self.source.phase() {
+            SourcePhase::Following => "cut while memory follows",
             SourcePhase::Committed | SourcePhase::Finished => "cut after the commit",
             _ => "cut before the commit",
         });
+    }
+
+    /// What is to do for memory that follows.
+    fn follow(&mut self) {
+        let Some(follow) = &mut self.follow else {
+            return;
+        };
+        let random = &mut follow.random;
+        if follow.everything && self.source.position().walk > 1 && random.one_in(40) {
+            self.seen.insert("everything held");
+            self.source.hold_everything();
+        }
+        if random.one_in(8)
+            && !self.destination_gave_up
+            && self.destination_qemu.guest_touches(random)
+        {
+            self.seen.insert("page fault");
+        }
+        if self.source.follows() && self.source.phase() >= SourcePhase::Committed {
+            if follow.readable {
+                self.source.leave_in_guest();
+            }
+            if random.one_in(4) {
+                let mut out = Vec::new();
+                let full = random.below(4 * PAGE);
+                let guest = &mut Peek(&self.source_qemu.ram);
+                self.source.pump(full, guest, &mut out).unwrap();
+                self.source.flush(&mut out);
+                self.outlet
+                    .pass(&self.source, &out, &mut self.there.bytes, &mut self.seen);
+            }
+        }
     }
 
     fn qemu_writes(&mut self) {
@@ -366,7 +435,21 @@ impl World {
         }
         while let Some(action) = self.source.next_action() {
             match action {
-                SourceAction::Start(_) => {}
+                SourceAction::Start(_) => {
+                    if self.follow.is_some() {
+                        self.source.let_memory_follow(&mut self.there.bytes);
+                    }
+                }
+                SourceAction::Runs(started) => {
+                    assert!(started.running);
+                    self.seen.insert("memory follows");
+                }
+                SourceAction::Arrived(followed) => {
+                    // The VM runs: it cannot be taken back, but it is told.
+                    self.told_of_corruption = !followed.equal;
+                    assert!(followed.equal || self.corrupted);
+                    self.finished = true;
+                }
                 SourceAction::Audit => self.audit(),
                 SourceAction::Decide => {
                     self.recorded = true;
@@ -437,6 +520,17 @@ impl World {
         self.destination_decoder = Decoder::new();
         self.destination.connected(&mut self.back.bytes);
         if commit {
+            if let Some(follow) = &mut self.follow
+                && self.source.follows()
+            {
+                // What the peer keeps of earlier pages is not known any more.
+                self.outlet = Outlet::plain();
+                if follow.random.one_in(2) {
+                    self.seen.insert("source half replaced");
+                    let replaced = Source::in_place_of(SESSION, follow.seed, PAGE, &blocks());
+                    self.source = replaced.unwrap();
+                }
+            }
             self.source.ask_outcome(&mut self.there.bytes);
         } else {
             put_verdict(SESSION, false, &mut self.there.bytes);
@@ -504,6 +598,18 @@ impl World {
                     };
                     self.destination.started(started, &mut self.back.bytes);
                 }
+                DestinationAction::Starting => {
+                    assert!(self.destination_qemu.runs);
+                    let started = Started {
+                        running: true,
+                        resume_after_us: 1,
+                    };
+                    self.destination.started(started, &mut self.back.bytes);
+                }
+                DestinationAction::Arrived => {
+                    let followed = Followed::default();
+                    self.destination.arrived(followed, &mut self.back.bytes);
+                }
                 DestinationAction::OpenQemu
                 | DestinationAction::Committed
                 | DestinationAction::Finish => {}
@@ -518,15 +624,22 @@ impl World {
         self.return_path.append(&mut self.destination_qemu.answers);
         let mut parser = ReturnPathParser::new();
         let mut at = 0;
+        let mut to_qemu = Vec::new();
         while let Some((used, message)) = parser.next(&self.return_path[at..]).unwrap() {
             at += used;
-            let result = self.destination.return_path(&message, &mut self.back.bytes);
+            let mut outputs = Outputs {
+                peer: &mut self.back.bytes,
+                qemu: &mut to_qemu,
+            };
+            let result = self.destination.return_path(&message, &mut outputs);
             if result.is_err() {
                 self.destination_gives_up();
                 return;
             }
         }
         self.return_path.drain(..at);
+        self.destination.flush(&mut to_qemu);
+        self.destination_qemu.load(&to_qemu);
     }
 
     fn destination_gives_up(&mut self) {
@@ -569,6 +682,14 @@ impl World {
             for key in self.meddler.iter().flat_map(Meddler::left_behind) {
                 self.seen.insert("left behind as free");
                 arrived.insert(*key, ram[key]);
+            }
+            if self.told_of_corruption {
+                self.seen.insert("corruption told");
+                assert_ne!(&arrived, ram);
+                return Run {
+                    ending: Ending::Moved,
+                    seen: self.seen,
+                };
             }
             assert_eq!(&arrived, ram, "the stopped VM's memory");
             if !self.source_qemu.forgets {

@@ -1,5 +1,7 @@
 //! Writing a stream.
 
+mod postcopy;
+
 use crate::event::{command, raw};
 use crate::{BlockId, Event, RamBlock};
 
@@ -56,6 +58,12 @@ impl Emitter {
                 put64(field, &mut self.block_list);
             }
         }
+    }
+
+    /// The block of this name.
+    pub fn block(&self, name: &[u8]) -> Option<BlockId> {
+        let at = self.names.iter().position(|one| one.as_bytes() == name)?;
+        u16::try_from(at).ok().map(BlockId)
     }
 
     /// Appends one event. A page record leaves the block's name out if the event says so, unless

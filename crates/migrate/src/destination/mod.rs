@@ -1,5 +1,7 @@
 //! The destination half: frames in, a stream that QEMU accepts out.
 
+mod following;
+
 use std::collections::VecDeque;
 
 use pack::{Decompressor, Recollection};
@@ -10,6 +12,8 @@ use wire::{
 };
 
 use crate::{Fault, PageTable};
+pub use following::FaultNews;
+use following::Following;
 
 /// The value of the PING that asks QEMU whether it has loaded everything. Any value that QEMU
 /// itself does not use.
@@ -25,6 +29,8 @@ const BLOCKS_MAX: usize = 4096;
 ///                                                                                           │ PONG
 ///   Finished ◄─Bye─ Started ◄─started()─ Starting ◄─Commit─ Ready ◄─────── equal digests ───┘
 /// ```
+///
+/// If memory follows, it comes in `Starting` and `Started`.
 ///
 /// QEMU's stream is complete but for its end mark until `Commit` arrives, so the VM cannot run
 /// before that. The end mark and the empty description after it are written in one piece: a
@@ -45,6 +51,7 @@ pub struct Destination {
     recollection: Recollection,
     /// Kept for its memory.
     recalled: Vec<u8>,
+    following: Following,
 }
 
 /// Where the destination half stands.
@@ -111,6 +118,11 @@ pub enum DestinationAction {
     /// QEMU has started the VM (or left it paused, if it was told to): find out which and call
     /// [`Destination::started`].
     Started,
+    /// QEMU has loaded all that it needs to start the VM, and is about to: wait until it has, or has
+    /// left it paused, and call [`Destination::started`]. Memory follows meanwhile.
+    Starting,
+    /// All memory that followed is there: call [`Destination::arrived`].
+    Arrived,
     /// The source knows the outcome.
     Finish,
 }
@@ -155,6 +167,7 @@ impl Destination {
             decompressor: Decompressor::default(),
             recollection: Recollection::default(),
             recalled: Vec::new(),
+            following: Following::default(),
         }
     }
 
@@ -218,25 +231,23 @@ impl Destination {
     /// Takes a frame from the source.
     pub fn frame(&mut self, frame: &Frame<'_>, out: &mut Outputs<'_>) -> Result<(), Fault> {
         match frame {
-            Frame::Pages(pages) if self.phase == DestinationPhase::Memory => {
-                self.put_pages(*pages, out.qemu)
-            }
+            Frame::Pages(pages) if self.takes_memory() => self.put_pages(*pages, out.qemu),
             Frame::Packed(packed)
-                if self.phase == DestinationPhase::Memory
-                    && self.uses.has(Capabilities::PACKED) =>
+                if self.takes_memory() && self.uses.has(Capabilities::PACKED) =>
             {
                 let mut decompressor = std::mem::take(&mut self.decompressor);
                 self.put_packed(decompressor.unpack(packed)?, packed.form, out.qemu)?;
                 self.decompressor = decompressor;
                 Ok(())
             }
-            Frame::Zeros(zeros) if self.phase == DestinationPhase::Memory => {
-                let (ram, emitter) = self.open_part(out.qemu)?;
+            Frame::Zeros(zeros) if self.takes_memory() => {
+                let (ram, emitter, following) = self.open_part(out.qemu)?;
                 let block = BlockId(zeros.block);
                 for run in zeros.iter() {
                     // A run that leaves its block fails at the first page outside it.
                     let first = u64::from(run.first);
                     for index in first..first + u64::from(run.count) {
+                        following.comes(ram.table.layout().slot(block, index)?)?;
                         ram.table.put_zero(block, index)?;
                         emitter.zero(block, index * ram.page_size as u64, out.qemu);
                     }
@@ -245,8 +256,13 @@ impl Destination {
             }
             Frame::Device(bytes) if self.phase == DestinationPhase::Devices => {
                 self.device_bytes += bytes.len() as u64;
-                out.qemu.extend_from_slice(bytes);
-                Ok(())
+                match self.following.is_any() {
+                    true => self.following.keep_devices(bytes),
+                    false => {
+                        out.qemu.extend_from_slice(bytes);
+                        Ok(())
+                    }
+                }
             }
             Frame::Preamble(preamble) => {
                 Preamble::OURS.choose(*preamble)?;
@@ -272,14 +288,19 @@ impl Destination {
     pub fn return_path(
         &mut self,
         message: &return_path::Message<'_>,
-        peer: &mut Vec<u8>,
+        out: &mut Outputs<'_>,
     ) -> Result<(), Fault> {
         use return_path::Message as Rp;
         match (*message, self.phase) {
             (Rp::Pong(FENCE), DestinationPhase::Loading) => {
                 self.phase = DestinationPhase::Ready;
-                put_control(&Message::Ready(self.digest()), peer);
+                put_control(&Message::Ready(self.digest()), out.peer);
                 Ok(())
+            }
+            (message, DestinationPhase::Starting | DestinationPhase::Started)
+                if self.following.is_any() =>
+            {
+                self.return_path_while_memory_follows(message, out)
             }
             (Rp::Shut(0), DestinationPhase::Starting) => {
                 self.actions.push_back(DestinationAction::Started);
@@ -307,6 +328,7 @@ impl Destination {
         self.phase = DestinationPhase::Started;
         self.started = Some(started);
         put_control(&Message::Committed(started), peer);
+        self.say_if_all_is_here();
     }
 
     /// What was frozen runs again, or its agent could not be asked: tells the source, if it
@@ -350,6 +372,15 @@ impl Destination {
                 self.emitter.open_return_path(out.qemu);
                 self.phase = P::Setup;
             }
+            (P::Head, Message::MayFollow) if self.uses.has(Capabilities::FOLLOWING) => {
+                self.following.allow();
+            }
+            (P::Memory, Message::Follows(pages)) if self.following.is_allowed() => {
+                self.withhold(pages, out.qemu)?;
+            }
+            (P::Starting | P::Started, Message::AllSent(digest)) if self.following.is_any() => {
+                self.all_is_sent(*digest, out.qemu)?;
+            }
             (P::Setup, Message::RamSetup(setup)) => self.ram_setup(setup, out.qemu)?,
             (P::Setup | P::Memory | P::Devices, Message::Through(bytes)) => {
                 self.flush(out.qemu);
@@ -358,7 +389,9 @@ impl Destination {
             (P::Memory, Message::PassEnd(_)) => {}
             (P::Memory, Message::RamEnd) => {
                 self.flush(out.qemu);
-                if let Some(ram) = &self.ram {
+                if let Some(ram) = &self.ram
+                    && !self.following.is_any()
+                {
                     let section_id = ram.section_id;
                     self.emitter.emit(&Event::RamEnd { section_id }, out.qemu);
                     self.emitter.end_section(section_id, out.qemu);
@@ -369,7 +402,7 @@ impl Destination {
                 self.loading(*bytes, *digest, out.qemu)?;
             }
             (P::Ready, Message::Commit) => self.commit(out.qemu),
-            (P::Started, Message::Bye) => {
+            (P::Started, Message::Bye) if !self.following.is_under_way() => {
                 self.phase = P::Finished;
                 self.actions.push_back(DestinationAction::Finish);
             }
@@ -403,6 +436,9 @@ impl Destination {
                 region_addr: block.region_addr,
             })
             .collect();
+        if self.following.is_allowed() {
+            self.emitter.postcopy_advise(page_size as u64, qemu);
+        }
         self.emitter.ram_start(
             setup.section_id,
             setup.instance_id,
@@ -437,10 +473,11 @@ impl Destination {
     }
 
     fn put_pages(&mut self, pages: PagesFrame<'_>, qemu: &mut Vec<u8>) -> Result<(), Fault> {
-        let (ram, emitter) = self.open_part(qemu)?;
+        let (ram, emitter, following) = self.open_part(qemu)?;
         let block = BlockId(pages.block);
         for (index, content) in pages.iter(ram.page_size)? {
             let index = u64::from(index);
+            following.comes(ram.table.layout().slot(block, index)?)?;
             ram.table.put(block, index, content)?;
             emitter.page(block, index * ram.page_size as u64, content, qemu);
         }
@@ -448,7 +485,10 @@ impl Destination {
     }
 
     /// The open RAM section; opens one if need be.
-    fn open_part(&mut self, qemu: &mut Vec<u8>) -> Result<(&mut Ram, &mut Emitter), Fault> {
+    fn open_part(
+        &mut self,
+        qemu: &mut Vec<u8>,
+    ) -> Result<(&mut Ram, &mut Emitter, &mut Following), Fault> {
         let Some(ram) = &mut self.ram else {
             return Err(Fault::OutOfOrder {
                 message: "pages",
@@ -459,7 +499,16 @@ impl Destination {
             self.emitter.begin_part(ram.section_id, qemu);
             ram.part_open = true;
         }
-        Ok((ram, &mut self.emitter))
+        Ok((ram, &mut self.emitter, &mut self.following))
+    }
+
+    /// Whether pages may come.
+    fn takes_memory(&self) -> bool {
+        match self.phase {
+            DestinationPhase::Memory => true,
+            DestinationPhase::Starting | DestinationPhase::Started => self.following.is_any(),
+            _ => false,
+        }
     }
 
     fn loading(&mut self, bytes: u64, theirs: Digest, qemu: &mut Vec<u8>) -> Result<(), Fault> {
@@ -479,7 +528,10 @@ impl Destination {
     }
 
     fn commit(&mut self, qemu: &mut Vec<u8>) {
-        qemu.extend_from_slice(&Emitter::END_WITHOUT_DESCRIPTION);
+        match self.following.is_any() {
+            true => self.run_before_all_is_here(qemu),
+            false => qemu.extend_from_slice(&Emitter::END_WITHOUT_DESCRIPTION),
+        }
         self.phase = DestinationPhase::Starting;
         self.actions.push_back(DestinationAction::Committed);
     }
@@ -495,7 +547,10 @@ impl Destination {
             return Err(self.out_of_order("a verdict on another session"));
         }
         match (self.phase, commit, self.started) {
-            (P::Ready, true, _) => self.commit(out.qemu),
+            (P::Ready, true, _) => {
+                self.commit(out.qemu);
+                self.tell_what_is_missing(out.peer);
+            }
             (phase, true, _) if phase < P::Ready => {
                 return Err(self.out_of_order("a commit of what has not come"));
             }
@@ -508,9 +563,10 @@ impl Destination {
             (_, true, Some(started)) => {
                 self.phase = P::Started;
                 put_control(&Message::Committed(started), out.peer);
+                self.tell_what_is_missing(out.peer);
             }
             // The answer follows when QEMU has started the VM.
-            (_, true, None) => {}
+            (_, true, None) => self.tell_what_is_missing(out.peer),
             (_, false, _) => return Err(self.out_of_order("the revocation of a commit")),
         }
         Ok(())
