@@ -480,6 +480,10 @@ pub enum ProtocolArg {
     Live,
     /// That of processes on which nobody outside depends once, while they are paused
     StopCopy,
+    /// That of processes on which nobody outside depends once, after the switchover; nobody is paused.
+    /// Without an agent, whatever has not been sent once by then. The VM needs this host until it has
+    /// come
+    PostCopy,
 }
 
 /// What an audit does with what it finds.
@@ -526,6 +530,9 @@ pub enum StallArg {
     AutoConverge,
     /// The VM is stopped and moved, whatever the downtime
     Switchover,
+    /// What has not been sent by then follows after the switchover, and so does the memory of
+    /// processes that would be paused for too long. The VM needs this host until it has come
+    PostCopy,
     /// The migration is given up
     Abort,
 }

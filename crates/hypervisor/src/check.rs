@@ -320,6 +320,7 @@ mod tests {
             memory_bytes: 512 << 20,
             vcpus: 2,
             devices: vec!["virtio-net-pci".into(), "virtio-serial-pci".into()],
+            no_post_copy: None,
         }
     }
 

@@ -35,4 +35,7 @@ pub struct VmFacts {
     /// Types of the devices that the user added, sorted.
     #[serde(default)]
     pub devices: Vec<String>,
+    /// Why memory cannot follow after the switchover; told by a destination.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_post_copy: Option<String>,
 }

@@ -10,6 +10,8 @@ pub struct HostRam {
     pub block: String,
     /// Bytes of it that are in use.
     pub length: u64,
+    /// Bytes of a page that this host gives it; 4096 unless it is made of huge pages.
+    pub page_size: u64,
     /// Where it begins in QEMU's address space; absent where QEMU does not tell.
     pub address: Option<u64>,
 }
@@ -43,13 +45,20 @@ fn is_of(piece: &RamPiece, block: &str) -> bool {
 fn parse(text: &str) -> Vec<HostRam> {
     let line = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let [name, _, _, _, used, _, rest @ ..] = words.as_slice() else {
+        let [name, size, unit, _, used, _, rest @ ..] = words.as_slice() else {
             return None;
         };
         let number = |word: &str| hexadecimal(word.strip_prefix("0x")?);
+        let shift = match *unit {
+            "KiB" => 10,
+            "MiB" => 20,
+            "GiB" => 30,
+            _ => 0,
+        };
         Some(HostRam {
             block: (*name).to_owned(),
             length: number(used)?,
+            page_size: size.parse::<u64>().ok()? << shift,
             address: rest.first().and_then(|word| number(word)),
         })
     };
@@ -70,6 +79,7 @@ mod tests {
         HostRam {
             block: block.to_owned(),
             length,
+            page_size: 4096,
             address,
         }
     }
@@ -88,6 +98,12 @@ mod tests {
                 ram("/rom@etc/acpi/tables", 0x2_0000, Some(0x7fd2_a520_0000)),
             ]
         );
+    }
+
+    #[test]
+    fn blocks_of_huge_pages() {
+        let text = "mem    2 MiB  0x0000000000000000 0x0000000010000000 0x0000000010000000 0x00007fd2a7e00000  rw";
+        assert_eq!(parse(text)[0].page_size, 2 << 20);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! check       can this VM be moved, and do two QEMUs fit each other
 //! memory_map  where the guest's page frames are in QEMU's RAM blocks
 //! host_ram    where these are in QEMU's own memory
+//! post_copy   can this QEMU run a VM before all of its memory is there
 //! recover     the source VM runs again, the destination QEMU goes away
 //! ```
 //!
@@ -22,6 +23,7 @@ mod facts;
 mod host_ram;
 mod load;
 mod memory_map;
+mod post_copy;
 mod recover;
 mod settings;
 mod vm;

@@ -29,7 +29,9 @@ const OFF_AT_SOURCE: [&str; 11] = [
 /// shared memory out of the stream: the two hosts share none.
 const OFF_AT_BOTH: [&str; 3] = ["mapped-ram", "x-ignore-shared", "zero-blocks"];
 /// What the source asks for by itself.
-const OFF_AT_DESTINATION: [&str; 3] = ["postcopy-preempt", "postcopy-ram", "late-block-activate"];
+const OFF_AT_DESTINATION: [&str; 2] = ["postcopy-preempt", "late-block-activate"];
+/// The destination serves page faults.
+pub(crate) const POST_COPY: &str = "postcopy-ram";
 /// Events tell when the migration and the VM change state.
 const ON: [&str; 1] = ["events"];
 
@@ -95,10 +97,15 @@ impl Saved {
         self.parameters_before.contains_key(LINK_RATE)
     }
 
-    /// What a destination QEMU needs.
-    pub fn plan_destination(vm: &mut Vm) -> Result<Self, Error> {
-        let off = OFF_AT_DESTINATION.iter().chain(&OFF_AT_BOTH);
-        Self::plan(vm, off.copied(), &ON, Map::new())
+    /// What a destination QEMU needs, and whether memory may follow after the switchover.
+    pub fn plan_destination(vm: &mut Vm, post_copy: bool) -> Result<Self, Error> {
+        let mut off: Vec<_> = OFF_AT_DESTINATION.iter().chain(&OFF_AT_BOTH).collect();
+        let mut on = ON.to_vec();
+        match post_copy {
+            true => on.push(POST_COPY),
+            false => off.push(&POST_COPY),
+        }
+        Self::plan(vm, off.into_iter().copied(), &on, Map::new())
     }
 
     fn plan(

@@ -29,6 +29,11 @@ pub enum RunState {
 }
 
 impl RunState {
+    /// Reads an answer to `query-status`.
+    pub fn from_value(value: &Value) -> Self {
+        Self::parse(value["status"].as_str().unwrap_or(""))
+    }
+
     fn parse(name: &str) -> Self {
         match name {
             "running" => RunState::Running,
@@ -211,7 +216,13 @@ impl Vm {
     /// The run state.
     pub fn status(&mut self) -> Result<RunState, Error> {
         let answer = self.ask("query-status", &json!({}))?;
-        Ok(RunState::parse(answer["status"].as_str().unwrap_or("")))
+        Ok(RunState::from_value(&answer))
+    }
+
+    /// Asks for the run state, without waiting: [`RunState::from_value`] reads the answer that
+    /// [`process`](Vm::process) will bring.
+    pub fn submit_status(&mut self) -> Result<Id, Error> {
+        self.client.submit("query-status", &json!({}))
     }
 
     /// The version that QEMU greeted with.
@@ -258,6 +269,7 @@ impl Vm {
             memory_bytes: bytes("base-memory") + bytes("plugged-memory"),
             vcpus: cpus.as_array().map_or(0, |cpus| cpus.len() as u64),
             devices,
+            no_post_copy: None,
         })
     }
 

@@ -101,7 +101,7 @@ impl GuestRam {
     }
 
     /// QEMU has named the blocks of its stream: they have to be the same.
-    fn lay_out(&mut self, stream: &[RamBlock]) -> Result<(), String> {
+    pub(crate) fn lay_out(&mut self, stream: &[RamBlock]) -> Result<(), String> {
         let by_name: HashMap<&str, usize> = self
             .blocks
             .iter()

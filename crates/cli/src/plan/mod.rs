@@ -35,11 +35,10 @@ fn plan(args: &PlanArgs) -> Result<Exit, LookError> {
     let picture = guest.picture(args.bandwidth / 100 * PAYLOAD, args.downtime_limit);
     let mut ways = vec![Way::PreCopy, Way::Live];
     if guest.pausable.is_ok() {
-        ways.push(Way::StopCopy);
+        ways.extend([Way::StopCopy, Way::PostCopy]);
     }
     let forecasts: Vec<Forecast> = ways.iter().map(|way| forecast(&picture, *way)).collect();
-    // What `--protocol auto` would choose is the last that is possible.
-    let met = forecasts.last().is_some_and(|last| last.meets(&picture));
+    let met = automatic(&forecasts).is_some_and(|one| one.meets(&picture));
     let words = Words {
         guest: &guest,
         picture: &picture,
@@ -55,6 +54,13 @@ fn plan(args: &PlanArgs) -> Result<Exit, LookError> {
     } else {
         Exit::GoalsNotMet
     })
+}
+
+/// What `--protocol auto` would choose: the last that is possible and does not need the source when
+/// the VM has gone.
+fn automatic(forecasts: &[Forecast]) -> Option<&Forecast> {
+    let mut last_first = forecasts.iter().rev();
+    last_first.find(|one| one.way != Way::PostCopy)
 }
 
 fn as_json(words: &Words<'_>, forecasts: &[Forecast], met: bool) -> Value {
@@ -76,7 +82,7 @@ fn as_json(words: &Words<'_>, forecasts: &[Forecast], met: bool) -> Value {
         "arming_ms": guest.arming.map(millis),
         "notes": guest.notes,
         "protocols": protocols,
-        "auto": forecasts.last().map(|last| words::name(last.way)),
+        "auto": automatic(forecasts).map(|one| words::name(one.way)),
         "goals_met": met,
     })
 }
@@ -91,6 +97,7 @@ fn protocol(words: &Words<'_>, forecast: &Forecast) -> Value {
         "wire_bytes": outcome.map(|outcome| outcome.bytes),
         "total_ms": outcome.map(|outcome| millis(outcome.total)),
         "downtime_ms": outcome.map(|outcome| millis(outcome.downtime)),
+        "source_free_ms": outcome.map(|outcome| millis(outcome.source_free)),
         "pauses": pauses,
         "meets_the_goals": forecast.meets(words.picture),
         "why": words.why(forecast),

@@ -29,6 +29,7 @@ pub(super) fn name(way: Way) -> &'static str {
         Way::PreCopy => "pre-copy",
         Way::Live => "live",
         Way::StopCopy => "stop-copy",
+        Way::PostCopy => "post-copy",
     }
 }
 
@@ -72,10 +73,15 @@ impl Words<'_> {
                 let _ = writeln!(text, "{who} would pause for {long}");
             }
         }
+        let following = forecasts.iter().filter(|one| one.way == Way::PostCopy);
+        for outcome in following.filter_map(|one| one.outcome.as_ref()) {
+            let free = duration_ms(millis(outcome.source_free));
+            let _ = writeln!(text, "with post-copy the source would be free after {free}");
+        }
         if let Err(why) = &guest.pausable {
             let _ = writeln!(text, "nobody can be paused: {why}");
         }
-        let auto = forecasts.last().map_or("", |last| name(last.way));
+        let auto = super::automatic(forecasts).map_or("", |one| name(one.way));
         let goals = format!(
             "a downtime of {} and pauses of {}",
             humantime::format_duration(self.args.downtime_limit),
@@ -102,6 +108,11 @@ impl Words<'_> {
             Why::Shrinks { passes } => format!("{passes} more passes, and the rest fits the downtime"),
             Why::Paused { processes, bytes: sent } => format!(
                 "{} of {processes} paused process{} goes once",
+                bytes(*sent),
+                if *processes == 1 { "" } else { "es" }
+            ),
+            Why::Follows { processes, bytes: sent } => format!(
+                "{} of {processes} process{} follow after the switchover",
                 bytes(*sent),
                 if *processes == 1 { "" } else { "es" }
             ),

@@ -9,7 +9,7 @@ use super::newcomer::{Newcomer, Wish};
 use super::session::{Connection, Session, Stop, failed};
 use crate::buffer::Output;
 use crate::net::{self, Link, Side};
-use crate::report::Event;
+use crate::report::{Event, bytes};
 
 /// Bytes that a source sends at most without a word that they have come, and then some.
 const SOURCES_WINDOW: u64 = 64 << 20;
@@ -26,7 +26,7 @@ impl Session<'_, '_> {
     pub(super) fn can_be_resumed(&self) -> bool {
         self.link.is_some()
             && self.ticket.is_some()
-            && self.engine.phase() <= DestinationPhase::Ready
+            && (self.engine.phase() <= DestinationPhase::Ready || self.engine.needs_the_source())
             && !self.receiver.args.net.reconnect.is_zero()
     }
 
@@ -39,15 +39,24 @@ impl Session<'_, '_> {
         if self.hear_the_verdict() {
             return;
         }
-        let limit = humantime::format_duration(self.receiver.args.net.reconnect);
-        self.receiver.report.tell(&Event::Note {
-            text: format!("{why}; waiting for it to come back for {limit}"),
-        });
+        let text = if self.must_wait_for_the_source() {
+            let awaited = bytes(self.engine.awaited_bytes());
+            format!("{why}; the VM here needs {awaited} that have not come: waiting for it to come back")
+        } else {
+            let limit = humantime::format_duration(self.receiver.args.net.reconnect);
+            format!("{why}; waiting for it to come back for {limit}")
+        };
+        self.receiver.report.tell(&Event::Note { text });
         self.cut = Some(Cut {
             connection,
             since: Instant::now(),
             why,
         });
+    }
+
+    /// The VM runs here and cannot do without the source: there is no limit to waiting for it.
+    pub(super) fn must_wait_for_the_source(&self) -> bool {
+        self.engine.phase() > DestinationPhase::Ready && self.engine.needs_the_source()
     }
 
     /// Somebody else is let in: what for is asked first.
@@ -114,6 +123,15 @@ impl Session<'_, '_> {
                         text: "told that the source is gone: it counts once all that it had sent is read".into(),
                     });
                 }
+            }
+            Wish::Resume { session, .. } | Wish::Join { session, .. }
+                if self.engine.is_session(session) && self.ticket.is_none() =>
+            {
+                net::refuse(
+                    &mut newcomer.link,
+                    AbortCode::Forgotten,
+                    "what was said on the last connection is not known any more".into(),
+                );
             }
             // The engine says what is wrong with it.
             _ if self.link.is_none() && self.cut.is_none() => {

@@ -1,10 +1,13 @@
 //! `unmoor receive`: the destination half's shell.
 
 mod cut;
+mod faults;
 mod joined;
 mod newcomer;
 mod outcome;
 mod session;
+mod start;
+mod thaw;
 mod told;
 
 use hypervisor::{Vm, VmFacts, check_destination};
@@ -59,7 +62,8 @@ fn prepare(args: &ReceiveArgs, report: &mut dyn Report) -> Result<Prepared, Fail
     let mut vm = Vm::connect(&args.qmp, QMP_CONNECT_LIMIT).map_err(|e| failed(&e))?;
     let findings = check_destination(&mut vm).map_err(|e| failed(&e))?;
     tell_findings(&findings, report)?;
-    let facts = vm.facts().map_err(|e| failed(&e))?;
+    let mut facts = vm.facts().map_err(|e| failed(&e))?;
+    facts.no_post_copy = vm.hindrance_of_post_copy().map_err(|e| failed(&e))?;
     let protection = Protection::from_args(&args.net);
     let door = Door::open(&args.listen, &protection, &args.tls_allow)?;
     Ok((signals, door, vm, facts))

@@ -7,7 +7,7 @@ use wire::{AbortCode, Started};
 
 use super::session::{Ending, Session};
 use crate::exit::Exit;
-use crate::report::{Event, peak_memory};
+use crate::report::{Event, Following, UNEQUAL, bytes, peak_memory};
 use crate::send::Failure;
 
 /// Longest wait for the peer to take our last words.
@@ -18,6 +18,7 @@ const DISCARD_LIMIT: Duration = Duration::from_secs(5);
 impl Session<'_, '_> {
     /// The VM is here.
     pub(super) fn moved(mut self, trouble: Option<String>) -> Ending {
+        self.has_thawed();
         if let Some(connection) = &mut self.link {
             let _ = connection
                 .channel
@@ -35,10 +36,19 @@ impl Session<'_, '_> {
                 text: format!("the settings of the QEMU here could not be restored: {error}"),
             });
         }
+        if self.engine.followed_well() == Some(false) {
+            self.receiver.report.tell(&Event::Note {
+                text: UNEQUAL.into(),
+            });
+        }
         self.receiver.report.tell(&Event::Received {
             running: self.running,
             pages: self.engine.pages(),
             thawed: self.thawed,
+            followed: self.engine.followed_well().map(|equal| Following {
+                equal,
+                ..self.faults.figures().into()
+            }),
             relay_memory_bytes: peak_memory(),
         });
         Ending::Over(Exit::Success)
@@ -70,6 +80,20 @@ impl Session<'_, '_> {
             vm,
         });
         Ending::Over(Exit::InDoubt)
+    }
+
+    /// The VM runs here, and part of its memory will never come.
+    pub(super) fn memory_is_lost(mut self, failure: &Failure) -> Ending {
+        self.has_thawed();
+        let awaited = bytes(self.engine.awaited_bytes());
+        self.receiver.report.tell(&Event::Failed {
+            exit: Exit::NeedsHelp as u8,
+            error: failure.to_string(),
+            vm: format!(
+                "the VM was running here, and {awaited} of its memory had not come: it is lost, unless the source has kept it; what the source has is the VM as it was when it stopped there"
+            ),
+        });
+        Ending::Over(Exit::NeedsHelp)
     }
 
     /// The VM does not come: tells the source, and ends the QEMU here if it has been used.

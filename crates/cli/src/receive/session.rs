@@ -10,20 +10,22 @@ use migrate::{
 };
 use qemu_stream::return_path::ReturnPathParser;
 use rustix::event::{PollFd, PollFlags};
-use wire::{AbortCode, Frame, Hello, Ledger, Message, Started, Thawed, put_control};
+use wire::{AbortCode, Frame, Hello, Ledger, Message, Started, put_control};
 
 use super::Receiver;
 use super::cut::Cut;
+use super::faults::Faults;
 use super::joined::Joined;
 use super::newcomer::Newcomer;
 use super::outcome::code_of;
-use crate::agent::Client;
+use super::start::Start;
+use super::thaw::Thawing;
 use crate::buffer::{Filled, Input, Output};
 use crate::exit::Exit;
 use crate::net::{Channel, Link};
 use crate::poll::wait;
 use crate::random;
-use crate::report::{Event, session_name};
+use crate::report::{Event, bytes, session_name};
 use crate::send::Failure;
 
 /// Bytes waiting for QEMU beyond which nothing more is read from the link.
@@ -34,8 +36,6 @@ const KEPT_MAX: usize = 1 << 20;
 const ACK_EVERY: u64 = 1 << 20;
 /// How long a started VM's relay waits for a source that may not know yet.
 const LINGER: Duration = Duration::from_secs(60);
-/// Longest wait for the agent to thaw what was frozen.
-const THAW_LIMIT: Duration = Duration::from_secs(5);
 /// Guest memory that a source may describe beyond twice what this QEMU has: firmware, video
 /// memory and the like.
 const MEMORY_SLACK: u64 = 1 << 30;
@@ -71,8 +71,14 @@ pub(super) struct Session<'r, 'a> {
     pub(super) qemu: Option<Qemu>,
     pub(super) saved: Option<Saved>,
     pub(super) session: Option<[u8; 16]>,
-    committed: Option<Duration>,
-    resumed: Option<Duration>,
+    pub(super) committed: Option<Duration>,
+    pub(super) resumed: Option<Duration>,
+    /// The VM is about to run before all of its memory is here.
+    pub(super) start: Option<Start>,
+    /// The agent is asked to thaw what was frozen.
+    pub(super) thawing: Option<Thawing>,
+    /// What the VM waits for.
+    pub(super) faults: Faults,
     linger_until: Option<Instant>,
     /// Whether the VM runs here.
     pub(super) running: bool,
@@ -128,6 +134,9 @@ impl<'r, 'a> Session<'r, 'a> {
             session: None,
             committed: None,
             resumed: None,
+            start: None,
+            thawing: None,
+            faults: Faults::default(),
             linger_until: None,
             running: false,
             thawed: None,
@@ -164,11 +173,26 @@ impl<'r, 'a> Session<'r, 'a> {
                         self.on_loss(&why);
                     }
                 }
+                // What has come cannot be gone on with: it is asked for again, on a new connection.
+                Err(Stop::Failed(failure))
+                    if self.engine.phase() > DestinationPhase::Ready
+                        && self.engine.needs_the_source()
+                        && self.link.is_some()
+                        && !self.lost_qemu() =>
+                {
+                    self.ticket = None;
+                    self.link = None;
+                    self.to_peer.clear();
+                    self.on_loss(&failure.to_string());
+                }
                 Err(Stop::LinkLost(why)) => {
                     return self.give_up(&Failure::Failed(why), AbortCode::Other);
                 }
                 Err(Stop::Failed(failure)) => {
                     return match self.engine.phase() {
+                        phase if phase > DestinationPhase::Ready && self.engine.needs_the_source() => {
+                            self.memory_is_lost(&failure)
+                        }
                         DestinationPhase::Starting => self.starting_failed(&failure),
                         phase if phase > DestinationPhase::Starting => {
                             self.moved(Some(failure.to_string()))
@@ -185,6 +209,11 @@ impl<'r, 'a> Session<'r, 'a> {
             format!(
                 "{why}, and it is not known whether the source has committed: the VM waits here, not running, until the source or its guardian says so, or you do: `unmoor resolve {}`",
                 self.session.map(session_name).unwrap_or_default()
+            )
+        } else if self.engine.needs_the_source() {
+            format!(
+                "{why}, and the VM here needs {} that have not come: waiting for the source or its guardian",
+                bytes(self.engine.awaited_bytes())
             )
         } else {
             self.linger_until = Some(Instant::now() + LINGER);
@@ -226,6 +255,8 @@ impl<'r, 'a> Session<'r, 'a> {
                     self.receiver.report.tell(&Event::Committed);
                 }
                 DestinationAction::Started => self.started()?,
+                DestinationAction::Starting => self.start = Some(Start::default()),
+                DestinationAction::Arrived => self.arrived(),
                 DestinationAction::Finish => return Ok(true),
             }
         }
@@ -269,7 +300,7 @@ impl<'r, 'a> Session<'r, 'a> {
 
     fn open_qemu(&mut self) -> Result<(), Stop> {
         let vm = &mut self.receiver.vm;
-        let plan = Saved::plan_destination(vm).map_err(|e| failed(&e))?;
+        let plan = Saved::plan_destination(vm, self.engine.may_follow()).map_err(|e| failed(&e))?;
         self.saved = Some(plan.clone());
         plan.apply(vm).map_err(|e| failed(&e))?;
         let (ours, qemus) = UnixStream::pair().map_err(|e| failed(&e))?;
@@ -293,6 +324,11 @@ impl<'r, 'a> Session<'r, 'a> {
         let running = vm.status().map_err(|e| failed(&e))? == RunState::Running;
         // The RESUME event, if any, came before the answer.
         self.read_monitor()?;
+        self.has_started(running)
+    }
+
+    /// The VM runs, or is left paused.
+    pub(super) fn has_started(&mut self, running: bool) -> Result<(), Stop> {
         let resume_after = match (self.resumed, self.committed) {
             (Some(resumed), Some(committed)) => resumed.saturating_sub(committed),
             _ => Duration::ZERO,
@@ -308,41 +344,10 @@ impl<'r, 'a> Session<'r, 'a> {
             self.send()?;
             self.thaw();
         }
-        if self.link.is_none() {
+        if self.link.is_none() && !self.engine.needs_the_source() {
             self.linger_until = Some(Instant::now() + LINGER);
         }
         Ok(())
-    }
-
-    /// Thaws what the source has frozen, and ends the window. The VM has nothing else to wait for
-    /// here, and the source is told in time: so this may block for a moment.
-    fn thaw(&mut self) {
-        let Some(path) = &self.receiver.args.agent else {
-            return;
-        };
-        let limit = (self.receiver.args.net.peer_timeout / 2).min(THAW_LIMIT);
-        let begun = Instant::now();
-        let processes = match Client::release(path, limit) {
-            Ok(thawed) => u32::try_from(thawed.len()).ok(),
-            Err(error) => {
-                self.receiver.report.tell(&Event::Note {
-                    text: format!(
-                        "the agent could not be asked to thaw what was frozen ({error}); it does so by itself, within seconds"
-                    ),
-                });
-                None
-            }
-        };
-        self.thawed = processes;
-        let after = self
-            .resumed
-            .zip(wall_clock())
-            .map(|(resumed, now)| now.saturating_sub(resumed));
-        let thawed = Thawed {
-            processes,
-            after_us: micros(after.unwrap_or_else(|| begun.elapsed())),
-        };
-        self.engine.thawed(thawed, self.to_peer.tail());
     }
 
     fn send(&mut self) -> Result<(), Stop> {
@@ -374,10 +379,20 @@ impl<'r, 'a> Session<'r, 'a> {
         if self.linger_until.is_some_and(|until| now >= until) {
             return Ok(None);
         }
+        let ask_at = self.ask_whether_it_runs(now)?;
+        let next = self.on_time_of_the_link(now)?;
+        Ok(Some(ask_at.map_or(next, |at| at.min(next))))
+    }
+
+    fn on_time_of_the_link(&mut self, now: Instant) -> Result<Instant, Stop> {
+        let hour = now + Duration::from_secs(3600);
         if let Some(cut) = &self.cut {
+            if self.must_wait_for_the_source() {
+                return Ok(hour);
+            }
             let limit = self.receiver.args.net.reconnect;
             if now < cut.since + limit {
-                return Ok(Some(cut.since + limit));
+                return Ok(cut.since + limit);
             }
             let limit = humantime::format_duration(limit);
             let why = format!("{}, and did not come back within {limit}", cut.why);
@@ -385,8 +400,7 @@ impl<'r, 'a> Session<'r, 'a> {
             return Err(Stop::LinkLost(why));
         }
         let Some(connection) = &mut self.link else {
-            let hour = now + Duration::from_secs(3600);
-            return Ok(Some(self.linger_until.unwrap_or(hour)));
+            return Ok(self.linger_until.unwrap_or(hour));
         };
         if self.to_qemu.len() >= WAITING_MAX {
             // It is this side that does not listen: QEMU cannot keep up.
@@ -400,9 +414,9 @@ impl<'r, 'a> Session<'r, 'a> {
             Liveness::SendNow => {
                 put_control(&Message::KeepAlive, self.to_peer.tail());
                 connection.alive.on_sent(now);
-                Ok(Some(now))
+                Ok(now)
             }
-            Liveness::Fine(at) => Ok(Some(at)),
+            Liveness::Fine(at) => Ok(at),
         }
     }
 
@@ -442,6 +456,10 @@ impl<'r, 'a> Session<'r, 'a> {
             fds.push(PollFd::new(&qemu.socket, qemu_flags));
             fds.len() - 1
         });
+        let thaw_at = self.thawing.as_ref().map(|thawing| {
+            fds.push(PollFd::from_borrowed_fd(thawing.fd(), PollFlags::IN));
+            fds.len() - 1
+        });
         let knocked = receiver.door.deadline();
         let deadline = knocked.map_or(deadline, |at| at.min(deadline));
         let word_by = self.newcomer.as_ref().map(Newcomer::deadline);
@@ -452,7 +470,10 @@ impl<'r, 'a> Session<'r, 'a> {
         let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
 
         if !ready[0].is_empty() && self.receiver.signals.take() {
-            return Err(Failure::Cancelled("cancelled by a signal".into()).into());
+            self.on_signal()?;
+        }
+        if thaw_at.is_some_and(|at| !ready[at].is_empty()) {
+            self.has_thawed();
         }
         if !ready[1].is_empty() || self.receiver.vm.has_queued() {
             self.read_monitor()?;
@@ -495,10 +516,13 @@ impl<'r, 'a> Session<'r, 'a> {
             }
         };
         for one in incoming {
-            if let Incoming::Event(event) = one
-                && event.name == "RESUME"
-            {
-                self.resumed = Some(event.timestamp);
+            match one {
+                Incoming::Event(event) if event.name == "RESUME" => {
+                    self.resumed = Some(event.timestamp);
+                    self.is_known_to_run(true)?;
+                }
+                Incoming::Event(_) => {}
+                Incoming::Reply { id, result } => self.hear_whether_it_runs(id, result)?,
             }
         }
         Ok(())
@@ -564,6 +588,7 @@ impl<'r, 'a> Session<'r, 'a> {
             connection.input.consume(used);
             any = true;
         }
+        self.faults.note(&self.engine.fault_news());
         if self.engine.phase() != before {
             let phase = self.engine.phase().describe();
             self.receiver.report.tell(&Event::Phase { phase });
@@ -580,7 +605,9 @@ impl<'r, 'a> Session<'r, 'a> {
             Ok(Filled::WouldBlock) => return Ok(()),
             Ok(Filled::Closed) => {
                 qemu.closed = true;
-                if self.engine.phase() < DestinationPhase::Started {
+                if self.engine.phase() < DestinationPhase::Started
+                    || self.engine.needs_the_source()
+                {
                     return Err(self.qemu_lost("it closed its stream").into());
                 }
                 return Ok(());
@@ -592,15 +619,25 @@ impl<'r, 'a> Session<'r, 'a> {
             .next(qemu.input.unread())
             .map_err(|e| failed(&Fault::from(e)))?
         {
+            let mut outputs = Outputs {
+                peer: self.to_peer.tail(),
+                qemu: self.to_qemu.tail(),
+            };
             self.engine
-                .return_path(&message, self.to_peer.tail())
+                .return_path(&message, &mut outputs)
                 .map_err(|e| failed(&e))?;
             qemu.input.consume(used);
         }
+        self.faults.note(&self.engine.fault_news());
         if self.engine.phase() == DestinationPhase::Ready {
             self.receiver.report.tell(&Event::Ready);
         }
         Ok(())
+    }
+
+    /// QEMU reads no more: nothing that comes now would reach it.
+    pub(super) fn lost_qemu(&self) -> bool {
+        self.qemu.as_ref().is_none_or(|qemu| qemu.closed)
     }
 
     /// QEMU has let go of the stream: with its own words, if it still has any.
@@ -620,7 +657,7 @@ impl<'r, 'a> Session<'r, 'a> {
     }
 }
 
-fn micros(duration: Duration) -> u64 {
+pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -629,7 +666,7 @@ pub(super) fn failed(error: &dyn std::fmt::Display) -> Failure {
 }
 
 /// The clock that QEMU stamps its events with.
-fn wall_clock() -> Option<Duration> {
+pub(super) fn wall_clock() -> Option<Duration> {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .ok()

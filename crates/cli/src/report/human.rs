@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
-    Audited, Event, Forecast, Named, Progress, Report, Summary, bytes, count, duration_ms, rate,
+    Audited, Event, Following, Forecast, Named, Progress, Report, Summary, bytes, count,
+    duration_ms, rate,
 };
 
 /// Time between progress lines where there is no terminal to rewrite one on.
@@ -115,6 +116,13 @@ impl Report for Human {
             Event::Audited(audited) => self.say(&audit_in_words(audited)),
             Event::Ready => self.say("the destination has loaded everything; memory proven equal"),
             Event::Committed => self.say("committed"),
+            Event::Runs { follows_bytes } => self.say(&format!(
+                "the VM runs at the destination; {} of its memory follow",
+                bytes(*follows_bytes)
+            )),
+            Event::Arrived(following) => {
+                self.say(&format!("all memory has arrived: {}", faults_in_words(following)));
+            }
             Event::Received { running, pages, .. } => {
                 self.finish();
                 let state = if *running {
@@ -208,6 +216,19 @@ pub(super) fn audit_in_words(audited: &Audited) -> String {
     )
 }
 
+/// What the VM had to wait for, in a few words.
+pub(super) fn faults_in_words(following: &Following) -> String {
+    match following.faults {
+        0 => "the VM waited for none of it".to_owned(),
+        faults => format!(
+            "the VM waited for {} pages, half of them {} or less, 99 of a hundred {} or less",
+            count(faults),
+            duration_ms(following.fault_p50_ms),
+            duration_ms(following.fault_p99_ms),
+        ),
+    }
+}
+
 fn summarise(summary: &Summary) -> String {
     let downtime = match (summary.downtime_ms, summary.running_at_destination) {
         (Some(ms), _) => duration_ms(ms),
@@ -248,6 +269,17 @@ fn summarise(summary: &Summary) -> String {
         Some(audited) => format!("audit           {}\n", audit_in_words(audited)),
         None => String::new(),
     };
+    let followed = match (&summary.followed, summary.source_free_ms) {
+        (Some(following), free) => {
+            let pages = summary.counts.pages_followed + summary.counts.pages_asked;
+            let after = free.map_or_else(String::new, |ms| {
+                format!(" within {} of the stop", duration_ms(ms))
+            });
+            let waits = faults_in_words(following);
+            format!("followed        {} pages{after}; {waits}\n", count(pages))
+        }
+        (None, _) => String::new(),
+    };
     let free = match summary.counts.pages_free {
         0 => String::new(),
         pages => format!(", {} free", count(pages)),
@@ -256,7 +288,7 @@ fn summarise(summary: &Summary) -> String {
         "\
 moved in        {}
 downtime        {downtime}{hook}
-{paused}on the wire     {} for {} of guest memory
+{paused}{followed}on the wire     {} for {} of guest memory
 {compressed}\
 {audit}\
 {predicted}\

@@ -121,6 +121,8 @@ impl Figures {
             ("paused", progress.counts.pages_paused),
             ("cooled", progress.counts.pages_cooled),
             ("flushed", progress.counts.pages_flushed),
+            ("followed", progress.counts.pages_followed),
+            ("asked", progress.counts.pages_asked),
         ] {
             self.pages.get_or_create(&Fate { fate }).set(pages);
         }

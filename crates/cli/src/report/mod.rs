@@ -19,6 +19,7 @@ use hypervisor::VmFacts;
 use migrate::SourceStats;
 
 use serde::Serialize;
+use wire::Followed;
 
 pub(crate) use human::Human;
 pub(crate) use json::Json;
@@ -90,6 +91,10 @@ pub(crate) enum Event {
     Ready,
     /// Source: the commit is recorded and sent. The VM belongs to the destination.
     Committed,
+    /// Source: the VM runs at the destination, and so much of its memory follows.
+    Runs { follows_bytes: u64 },
+    /// Source: it has arrived, and the VM needs nothing of this host any more.
+    Arrived(Following),
     /// Source: it is done.
     Summary(Box<Summary>),
     /// Destination: it is done.
@@ -100,6 +105,8 @@ pub(crate) enum Event {
         pages: u64,
         /// Processes that were thawed; absent without an agent.
         thawed: Option<u32>,
+        /// How memory has followed after the switchover; absent if none has.
+        followed: Option<Following>,
         /// Highest resident memory of this process in bytes.
         relay_memory_bytes: Option<u64>,
     },
@@ -154,6 +161,10 @@ pub(crate) struct PageCounts {
     pub pages_cooled: u64,
     /// Of the pages sent, those that were held and had to go.
     pub pages_flushed: u64,
+    /// Of the pages sent, those that followed after the switchover,
+    pub pages_followed: u64,
+    /// and those that the VM asked for.
+    pub pages_asked: u64,
 }
 
 impl From<SourceStats> for PageCounts {
@@ -166,6 +177,8 @@ impl From<SourceStats> for PageCounts {
             pages_paused: stats.pages_paused,
             pages_cooled: stats.pages_cooled,
             pages_flushed: stats.pages_flushed,
+            pages_followed: stats.pages_followed,
+            pages_asked: stats.pages_asked,
         }
     }
 }
@@ -186,6 +199,39 @@ pub(crate) struct Audited {
     /// Whether memory was read from a file that QEMU shares, and not from its process.
     pub shared: bool,
 }
+
+/// Memory that followed after the switchover.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Following {
+    /// Whether all of it is what was sent.
+    pub equal: bool,
+    /// Pages that the VM had to wait for.
+    pub faults: u64,
+    /// From QEMU's request to the page on its way to QEMU, in milliseconds: half of them had it by
+    /// then,
+    pub fault_p50_ms: f64,
+    /// 99 of a hundred,
+    pub fault_p99_ms: f64,
+    /// and all.
+    pub fault_max_ms: f64,
+}
+
+impl From<Followed> for Following {
+    fn from(followed: Followed) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let ms = |us: u64| us as f64 / 1000.0;
+        Following {
+            equal: followed.equal,
+            faults: followed.faults,
+            fault_p50_ms: ms(followed.latency_p50_us),
+            fault_p99_ms: ms(followed.latency_p99_us),
+            fault_max_ms: ms(followed.latency_max_us),
+        }
+    }
+}
+
+/// What is said if the memory that has followed is not what was sent.
+pub(crate) const UNEQUAL: &str = "memory that followed is not what was sent: a defect of this program or of the host; do not trust the VM's memory, restart it from its disks";
 
 /// How far a migration is.
 #[derive(Debug, Clone, Serialize)]
@@ -225,6 +271,10 @@ pub(crate) struct Summary {
     pub compressed: Option<Compressed>,
     /// What the audit has found; absent without one.
     pub audit: Option<Audited>,
+    /// How memory has followed after the switchover; absent if none has.
+    pub followed: Option<Following>,
+    /// From the VM's stop until the source was not needed any more; absent if no memory has followed.
+    pub source_free_ms: Option<f64>,
     pub guest_memory_bytes: u64,
     #[serde(flatten)]
     pub counts: PageCounts,
@@ -279,6 +329,7 @@ pub(crate) struct Sample {
     pub paused_bytes: u64,
     pub cooled_bytes: u64,
     pub flushed_bytes: u64,
+    pub followed_bytes: u64,
     pub held_bytes: u64,
     /// How fast the VM writes memory, as QEMU has counted over its last pass.
     pub dirty_bytes_per_s: Option<u64>,

@@ -150,6 +150,7 @@ pub(crate) enum MarkKind {
     Ready,
     Committed,
     Running,
+    Arrived,
     Failed,
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use super::file::Files;
-use super::human::{audit_in_words, names};
+use super::human::{audit_in_words, faults_in_words, names};
 use super::record::{Mark, MarkKind, Outcome, Pause, Record, Spared, Wanted, processes};
 use super::samples::Samples;
 use super::{Detail, Event, Named, Paused, Report, Summary, bytes, duration_ms, html, kept};
@@ -149,6 +149,15 @@ impl Recorder {
                 self.mark(now, MarkKind::Ready, text);
             }
             Event::Committed => self.mark(now, MarkKind::Committed, "commit".to_owned()),
+            Event::Runs { follows_bytes } => {
+                let follows = bytes(*follows_bytes);
+                let text = format!("the VM runs at the destination; {follows} of its memory follow");
+                self.mark(now, MarkKind::Running, text);
+            }
+            Event::Arrived(following) => {
+                let text = format!("all memory has arrived: {}", faults_in_words(following));
+                self.mark(now, MarkKind::Arrived, text);
+            }
             Event::Summary(summary) => self.moved(summary, now),
             Event::Failed { exit, error, vm } => {
                 self.mark(now, MarkKind::Failed, error.clone());
@@ -190,7 +199,8 @@ impl Recorder {
     }
 
     fn moved(&mut self, summary: &Summary, now: u64) {
-        if summary.running_at_destination {
+        let told = self.record.marks.iter().any(|mark| mark.kind == MarkKind::Running);
+        if summary.running_at_destination && !told {
             let runs = match (self.record.stopped_at_ms, summary.downtime_ms) {
                 (Some(stopped), Some(downtime)) => stopped + whole(downtime),
                 _ => now,

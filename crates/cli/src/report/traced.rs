@@ -80,6 +80,13 @@ impl Traced {
             }
             Event::Ready => info!(parent: &self.migration, "ready"),
             Event::Committed => info!(parent: &self.migration, "committed"),
+            Event::Runs { follows_bytes } => {
+                info!(parent: &self.migration, follows_bytes, "runs");
+            }
+            Event::Arrived(following) => {
+                let (faults, p99_ms) = (following.faults, following.fault_p99_ms);
+                info!(parent: &self.migration, faults, p99_ms, "arrived");
+            }
             Event::Stalled => warn!(parent: &self.migration, "stalled"),
             Event::Note { text } => info!(parent: &self.migration, text, "note"),
             Event::Resumed {

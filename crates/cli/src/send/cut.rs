@@ -15,7 +15,7 @@ use super::session::{Session, failed};
 use crate::buffer::{Filled, Input, Output};
 use crate::net::{ConnectError, Link, Side};
 use crate::poll::wait;
-use crate::report::Event;
+use crate::report::{Event, bytes};
 
 /// Longest try to connect, and longest wait for the answer. Nothing else is done meanwhile.
 const TRY_LIMIT: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ impl Session<'_> {
             && self.engine.can_resume()
             && self.engine.phase() < SourcePhase::Committed
             && !self.args.net.reconnect.is_zero();
-        if !resumable || self.cut.is_some() {
+        if !(resumable || self.must_go_on()) || self.cut.is_some() {
             return Err(Failure::Failed(why.to_owned()));
         }
         self.channel.disconnect();
@@ -56,15 +56,20 @@ impl Session<'_> {
             refused: 0,
             then_commit: false,
         });
-        let limit = humantime::format_duration(self.args.net.reconnect);
-        self.report.tell(&Event::Note {
-            text: format!("{why}; trying to connect again for {limit}"),
-        });
+        let text = if self.must_go_on() {
+            let left = bytes(self.engine.held_bytes());
+            format!("{why}; the VM there needs {left} that are still here: trying to connect again until it has them")
+        } else {
+            let limit = humantime::format_duration(self.args.net.reconnect);
+            format!("{why}; trying to connect again for {limit}")
+        };
+        self.report.tell(&Event::Note { text });
         Ok(())
     }
 
     /// Tries to connect again, if it is time to.
     pub(super) fn come_back(&mut self) -> Result<(), Failure> {
+        let must_go_on = self.must_go_on();
         let Some(cut) = &mut self.cut else {
             return Ok(());
         };
@@ -73,7 +78,10 @@ impl Session<'_> {
             return Ok(());
         }
         let limit = self.args.net.reconnect;
-        let left = (cut.since + limit).saturating_duration_since(now);
+        let left = match must_go_on {
+            true => TRY_LIMIT,
+            false => (cut.since + limit).saturating_duration_since(now),
+        };
         if left.is_zero() {
             let (why, limit) = (&cut.why, humantime::format_duration(limit));
             return Err(Failure::Failed(format!(
@@ -89,6 +97,10 @@ impl Session<'_> {
         {
             Ok(link) => {
                 cut.refused = 0;
+                if self.ticket.is_none() {
+                    self.begin_anew(link);
+                    return Ok(());
+                }
                 self.resume(link, Instant::now() + until)
             }
             Err(ConnectError::Cancelled) => self.on_signal(),
@@ -108,9 +120,12 @@ impl Session<'_> {
             return Ok(());
         };
         cut.refused += 1;
-        if cut.refused < REFUSED_MAX {
+        if cut.refused < REFUSED_MAX || self.must_go_on() {
             return Ok(());
         }
+        let Some(cut) = &self.cut else {
+            return Ok(());
+        };
         let (why, peer) = (&cut.why, self.channel.peer());
         Err(Failure::Failed(format!(
             "{why}, and nobody listens on {peer} any more"
@@ -181,6 +196,10 @@ impl Session<'_> {
             }
             // It has not noticed yet that the last connection is lost, or something has come between.
             Ok(Answer::Refused(AbortCode::Busy, _) | Answer::Joined) | Err(_) => Ok(None),
+            Ok(Answer::Refused(..)) if self.must_go_on() => {
+                self.ticket = None;
+                Ok(None)
+            }
             Ok(Answer::Refused(_, why)) => {
                 Err(Failure::Failed(format!("the destination gave up: {why}")))
             }

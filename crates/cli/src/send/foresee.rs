@@ -30,6 +30,7 @@ impl Session<'_> {
         let way = match self.args.protocol {
             ProtocolArg::Live => Way::Live,
             ProtocolArg::Auto | ProtocolArg::StopCopy => Way::StopCopy,
+            ProtocolArg::PostCopy => Way::PostCopy,
         };
         let picture = Picture {
             used: used(self.facts.memory_bytes, free.saturating_mul(FRAME)),

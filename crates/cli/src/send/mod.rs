@@ -2,6 +2,7 @@
 
 mod audit;
 mod cut;
+mod following;
 mod foresee;
 mod hook;
 mod meter;
@@ -144,6 +145,7 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
         None => Vec::new(),
     };
     let guest_ram = open_ram(args, &mut vm, report)?;
+    let whole = following::is_wanted(args) && guest_ram.is_some() && !args.copy_held;
     let ends = ram.iter().map(|piece| piece.address + piece.length);
     let frames = ends.max().unwrap_or(0) / FRAME;
     let steering = Steering::new(args, frames, report)?;
@@ -157,7 +159,11 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
     });
     let mut engine = Source::new(session, seed);
     engine.keep_back(KeepBack {
-        limit: args.hold_limit.unwrap_or(facts.memory_bytes / 2),
+        limit: args.hold_limit.unwrap_or(match whole {
+            // What follows costs this host nothing until it goes, and no downtime then.
+            true => u64::MAX,
+            false => facts.memory_bytes / 2,
+        }),
         ram,
     });
     let mut session = Session::new(
@@ -177,7 +183,8 @@ fn open_ram(
     vm: &mut Vm,
     report: &mut dyn Report,
 ) -> Result<Option<GuestRam>, Failure> {
-    let holds = args.agent.is_some() && !args.copy_held;
+    let may_hold = args.agent.is_some() || following::is_wanted(args);
+    let holds = may_hold && !args.copy_held;
     if args.audit.is_none() && !holds {
         return Ok(None);
     }

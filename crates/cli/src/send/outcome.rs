@@ -9,7 +9,7 @@ use super::Failure;
 use super::session::{LAST_WORDS_LIMIT, Session};
 use crate::control::keep_in_doubt;
 use crate::exit::Exit;
-use crate::report::{Compressed, Event, Paused, Summary, peak_memory, session_name};
+use crate::report::{Compressed, Event, Following, Paused, Summary, peak_memory, session_name};
 
 /// Longest wait for the source VM to run again.
 const RECOVER_LIMIT: Duration = Duration::from_secs(30);
@@ -42,6 +42,8 @@ impl Session<'_> {
                 method: tally.method.map(|method| method.to_string()),
             }),
             audit: self.audited,
+            followed: self.engine.followed().map(Following::from),
+            source_free_ms: self.until_free().map(millis),
             guest_memory_bytes: stats.ram_bytes,
             counts: stats.into(),
             held_peak_pages: stats.held_peak_pages,

@@ -30,9 +30,9 @@ use crate::signals::Signals;
 
 /// Bytes that may be on their way, or lost, without the destination's word: it gives one for each
 /// MiB. More is needed only by a link that is both long and fast.
-const KEPT_MAX: usize = 32 << 20;
+pub(super) const KEPT_MAX: usize = 32 << 20;
 /// Received bytes after which the destination gets a word: it sends little.
-const ACK_EVERY: u64 = 16 << 10;
+pub(super) const ACK_EVERY: u64 = 16 << 10;
 /// Time between two progress reports.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Time between two samples for a written report.
@@ -65,7 +65,7 @@ pub(crate) struct Session<'a> {
     pub(super) session: [u8; 16],
     pub(super) input: Input,
     pub(super) output: Outlet,
-    decoder: wire::Decoder,
+    pub(super) decoder: wire::Decoder,
     pub(super) qemu: Option<QemuStream>,
     pub(super) guardian: Option<Guardian>,
     /// What it watches.
@@ -81,6 +81,8 @@ pub(crate) struct Session<'a> {
     pub(super) audited: Option<Audited>,
     pub(super) hook: Option<Hook>,
     pub(super) hook_time: Option<Duration>,
+    /// How the VM has started at the destination.
+    pub(super) started: Option<Started>,
     pub(super) alive: KeepAlive,
     pub(super) pace: Option<Pace>,
     /// The limit in force, in bytes a second.
@@ -100,6 +102,8 @@ pub(super) struct Times {
     pub(super) committed: Option<Duration>,
     /// The VM is known to run at the destination.
     pub(super) finished: Option<Instant>,
+    /// Memory that followed is known to be there, on the wall clock.
+    pub(super) free: Option<Duration>,
     next_report: Instant,
     next_sample: Instant,
 }
@@ -170,6 +174,7 @@ impl<'a> Session<'a> {
             audited: None,
             hook: None,
             hook_time: None,
+            started: None,
             alive: KeepAlive::new(args.net.peer_timeout, now),
             pace: None,
             bandwidth: None,
@@ -180,6 +185,7 @@ impl<'a> Session<'a> {
                 stopped: None,
                 committed: None,
                 finished: None,
+                free: None,
                 next_report: now,
                 next_sample: now,
             },
@@ -201,6 +207,7 @@ impl<'a> Session<'a> {
         match self.drive() {
             Ok(started) => self.moved(started),
             Err(failure) if self.engine.phase() < SourcePhase::Committed => self.stay(&failure),
+            Err(failure) if self.must_go_on() => self.leave_it_to_the_guardian(&failure),
             Err(failure) => match self.settle(&failure) {
                 Settled::Moved(started) => self.moved(started),
                 Settled::Unknown(why) => self.in_doubt(&why),
@@ -214,7 +221,7 @@ impl<'a> Session<'a> {
             .greet(crate::SOFTWARE, facts, self.output.tail());
         loop {
             if let Turn::Finished(started) = self.act()? {
-                self.times.finished = Some(Instant::now());
+                self.times.finished.get_or_insert_with(Instant::now);
                 // Best effort: the destination waits a little for the answer to be fetched.
                 let _ = self.output.send_all(&mut self.channel, LAST_WORDS_LIMIT);
                 self.await_thaw();
@@ -267,6 +274,13 @@ impl<'a> Session<'a> {
                     }
                 }
                 SourceAction::Finish(started) => return Ok(Turn::Finished(started)),
+                SourceAction::Runs(started) => self.runs(started),
+                SourceAction::Arrived(followed) => {
+                    self.arrived(followed);
+                    if let Some(started) = self.started {
+                        return Ok(Turn::Finished(started));
+                    }
+                }
             }
         }
         Ok(Turn::Go)
@@ -288,10 +302,11 @@ impl<'a> Session<'a> {
                 )));
             }
         }
+        let follow = self.to_go_on();
         let Some(guardian) = &mut self.guardian else {
             return Err(Failure::Failed("there is no guardian".into()));
         };
-        guardian.commit().map_err(|error| {
+        guardian.commit(follow).map_err(|error| {
             Failure::Failed(format!("the guardian did not record the commit: {error}"))
         })?;
         self.engine.commit_recorded(self.output.tail());
@@ -376,7 +391,7 @@ impl<'a> Session<'a> {
         {
             next = next.min(now + pace.wait().max(Duration::from_millis(1)));
         }
-        if self.qemu.is_some() && !committed {
+        if self.qemu.is_some() && (!committed || self.must_go_on()) {
             if now >= self.times.next_report {
                 self.times.next_report = now + PROGRESS_EVERY;
                 self.progress(now)?;
@@ -510,6 +525,11 @@ impl<'a> Session<'a> {
                 self.times.stopped = Some(event.timestamp);
                 self.tell_sample();
                 self.report.tell(&Event::Stopped);
+            }
+            "RESUME" if self.engine.phase() >= SourcePhase::Committed => {
+                self.report.tell(&Event::Note {
+                    text: "somebody has resumed the VM here, although it belongs to the destination: stop it at once (`stop` on its monitor)".into(),
+                });
             }
             "RESUME" => self.times.stopped = None,
             _ => {}

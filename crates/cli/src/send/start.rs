@@ -38,6 +38,7 @@ impl Session<'_> {
             ))
         })?;
         tell_findings(&compare(&self.facts, &theirs), self.report)?;
+        self.allow_following(&theirs)?;
         self.report.detail(&Detail::Destination(&theirs));
         self.destination_qemu = theirs.qemu_version.to_string();
         self.was_running = self.vm.status().map_err(|e| failed(&e))? == RunState::Running;

@@ -54,6 +54,7 @@ impl Steering {
             protocol: match args.protocol {
                 ProtocolArg::Live => Protocol::Live,
                 ProtocolArg::Auto | ProtocolArg::StopCopy => Protocol::StopCopy,
+                ProtocolArg::PostCopy => Protocol::PostCopy,
             },
             downtime_limit: args.downtime_limit,
             max_pause: args.max_pause,
@@ -61,6 +62,7 @@ impl Steering {
                 StallArg::Wait => OnStall::Wait,
                 StallArg::AutoConverge => OnStall::AutoConverge,
                 StallArg::Switchover => OnStall::Switchover,
+                StallArg::PostCopy => OnStall::PostCopy,
                 StallArg::Abort => OnStall::Abort,
             },
             rules: args.policy.rules(),
@@ -147,9 +149,13 @@ fn connect(
         Ok(line) => Ok(Some(line)),
         Err(error) if protocol == ProtocolArg::StopCopy => Err(Failure::Refused(error.to_string())),
         Err(error) => {
-            report.tell(&Event::Note {
-                text: format!("all memory is moved live: {error}"),
-            });
+            let text = match protocol {
+                ProtocolArg::PostCopy => {
+                    format!("whatever has not been sent once by the switchover follows: {error}")
+                }
+                _ => format!("all memory is moved live: {error}"),
+            };
+            report.tell(&Event::Note { text });
             Ok(None)
         }
     }

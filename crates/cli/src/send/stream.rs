@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 
 use qemu_stream::{Event, Parser, RamBlock};
 
-use super::Failure;
 use super::session::{Session, failed};
+use super::{Failure, following};
 use crate::buffer::{Filled, Input};
 use crate::guest_ram::Verdict;
 use crate::report;
@@ -56,7 +56,10 @@ impl Session<'_> {
 
     /// Bytes that may wait for the link, and for what is done to them on the way.
     pub(super) fn room_in_all(&self) -> usize {
-        WAITING_MAX + self.output.appetite()
+        match self.must_go_on() {
+            true => following::WAITING_MAX,
+            false => WAITING_MAX + self.output.appetite(),
+        }
     }
 
     pub(super) fn link_is_full(&self) -> bool {

@@ -334,7 +334,7 @@ impl Destination {
     /// What was frozen runs again, or its agent could not be asked: tells the source, if it
     /// listens for that.
     pub fn thawed(&self, thawed: Thawed, peer: &mut Vec<u8>) {
-        if self.phase == DestinationPhase::Started && self.uses.has(Capabilities::THAWED) {
+        if self.phase >= DestinationPhase::Started && self.uses.has(Capabilities::THAWED) {
             put_control(&Message::Thawed(thawed), peer);
         }
     }

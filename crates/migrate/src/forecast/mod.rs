@@ -4,6 +4,7 @@
 //! ```text
 //! pre-copy, live   all memory │ what was dirtied meanwhile │ what was dirtied meanwhile │ … fits
 //! stop-copy        all but hot pages of jobs │ freeze │ their hot pages │ settle │ switch over
+//! post-copy        all but hot pages of jobs │ settle │ switch over │ their hot pages
 //! ```
 //!
 //! Pure arithmetic on a [`Picture`] of the guest. Whom the engine would freeze, and for how long,
@@ -17,7 +18,8 @@ use std::time::Duration;
 use depgraph::ProcessId;
 
 use crate::pilot::{
-    Job, LEAD, SAMPLE, SETTLING_PASSES, SMALL_BYTES, Spared, WINDOW_MIN, pause, stages,
+    Job, LEAD, READ_RATE, SAMPLE, SETTLING_PASSES, SMALL_BYTES, Spared, WINDOW_MIN, is_quiet, pause,
+    stages,
 };
 pub use dirtying::Dirtying;
 use dirtying::{real, whole};
@@ -81,6 +83,8 @@ pub enum Way {
     Live,
     /// That of processes on which nobody outside depends once, while they stand.
     StopCopy,
+    /// That of processes on which nobody outside depends once, after the switchover.
+    PostCopy,
 }
 
 /// What a migration would be like.
@@ -102,8 +106,10 @@ pub struct Forecast {
 pub struct Outcome {
     /// Bytes on the link.
     pub bytes: u64,
-    /// From begin to end.
+    /// From begin until the VM runs at the destination.
     pub total: Duration,
+    /// And until it needs nothing of the source any more.
+    pub source_free: Duration,
     /// For which the VM stands.
     pub downtime: Duration,
     /// For which processes stand.
@@ -130,6 +136,13 @@ pub enum Why {
     },
     /// So many processes stand while so many bytes of theirs travel.
     Paused {
+        /// Processes.
+        processes: usize,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// The memory of so many processes, so many bytes, follows after the switchover.
+    Follows {
         /// Processes.
         processes: usize,
         /// Bytes.
@@ -182,7 +195,13 @@ fn run(picture: &Picture, way: Way, factor: f64) -> (Option<Outcome>, Vec<Why>) 
     let mut live: Vec<Dirtying> = live.collect();
     let mut why = Vec::new();
     let mut frozen: Vec<Vec<Candidate>> = Vec::new();
-    if way == Way::StopCopy {
+    let mut following: Vec<Candidate> = Vec::new();
+    if way == Way::PostCopy {
+        let loud = |one: &&Candidate| !is_quiet(&one.job, picture.link, SMALL_BYTES);
+        following.extend(picture.jobs.iter().filter(loud));
+        let quiet = picture.jobs.iter().filter(|one| !loud(one));
+        live.extend(quiet.map(|one| one.dirtying.times(factor)));
+    } else if way == Way::StopCopy {
         let jobs: Vec<Job> = picture.jobs.iter().map(|one| one.job).collect();
         let plan = stages(&jobs, picture.link, SMALL_BYTES);
         let of = |id| {
@@ -208,7 +227,16 @@ fn run(picture: &Picture, way: Way, factor: f64) -> (Option<Outcome>, Vec<Why>) 
         let jobs = picture.jobs.iter();
         live.extend(jobs.map(|one| one.dirtying.times(factor)));
     }
-    let walk = first_walk(picture, way, &frozen, link);
+    let held = frozen.iter().flatten().chain(&following);
+    let held = held.map(|one| real(one.job.hot_bytes)).sum();
+    let walk = first_walk(picture, way, held, !frozen.is_empty(), link);
+    let follow = follows(&following, walk.seconds, factor, real(picture.used));
+    if !following.is_empty() {
+        why.push(Why::Follows {
+            processes: following.len(),
+            bytes: whole(follow.bytes),
+        });
+    }
     let flush = flushed(&frozen, walk.seconds, factor, real(picture.used));
     let flushed: f64 = flush.iter().sum();
     if !frozen.is_empty() {
@@ -220,9 +248,10 @@ fn run(picture: &Picture, way: Way, factor: f64) -> (Option<Outcome>, Vec<Why>) 
 
     // What the circle after the freeze carries besides is what was dirtied in the first walk.
     let fits = link * (picture.downtime_limit.as_secs_f64() - SWITCHING).max(0.0);
-    let (begin, at_least) = match frozen.is_empty() {
-        true => (walk.seconds, 0),
-        false => (walk.seconds + flushed / link, SETTLING_PASSES),
+    let (begin, at_least) = match (frozen.is_empty(), following.is_empty()) {
+        (true, true) => (walk.seconds, 0),
+        (true, false) => (walk.seconds + follow.reading, SETTLING_PASSES),
+        (false, _) => (walk.seconds + flushed / link, SETTLING_PASSES),
     };
     let Passes {
         seconds,
@@ -247,7 +276,7 @@ fn run(picture: &Picture, way: Way, factor: f64) -> (Option<Outcome>, Vec<Why>) 
     // QEMU completes as soon as what it has not sent fits, be that dirty or not yet sent at all. It
     // may so from the beginning, or when the guest has told what is free, or after the freeze.
     let unsent = match (
-        frozen.is_empty(),
+        frozen.is_empty() && following.is_empty(),
         picture.arming.filter(|_| way != Way::PreCopy),
     ) {
         (true, None) => fits,
@@ -255,7 +284,9 @@ fn run(picture: &Picture, way: Way, factor: f64) -> (Option<Outcome>, Vec<Why>) 
         (false, _) => 0.0,
     };
     let last = unsent.min(real(picture.used)).max(left);
-    let total = walk.before + walk.seconds + flushed / link + seconds + left / link + AROUND;
+    let stands = (last / link).max(follow.last);
+    let before_the_stop = walk.seconds + flushed / link + follow.reading + seconds;
+    let total = walk.before + before_the_stop + stands.max(left / link) + AROUND;
     let mut pauses = Vec::new();
     for (at, stage) in frozen.iter().enumerate() {
         let waits: f64 = flush[at..].iter().sum();
@@ -263,9 +294,10 @@ fn run(picture: &Picture, way: Way, factor: f64) -> (Option<Outcome>, Vec<Why>) 
         pauses.extend(stage.iter().map(|one| (one.job.id, long)));
     }
     let outcome = Outcome {
-        bytes: whole(walk.bytes + flushed + bytes + left),
+        bytes: whole(walk.bytes + flushed + bytes + left + follow.bytes),
         total: duration(total),
-        downtime: duration(last / link + SWITCHING),
+        source_free: duration(total + follow.bytes / link),
+        downtime: duration(stands + SWITCHING),
         pauses,
     };
     (Some(outcome), why)
@@ -279,9 +311,8 @@ struct Walk {
     bytes: f64,
 }
 
-fn first_walk(picture: &Picture, way: Way, frozen: &[Vec<Candidate>], link: f64) -> Walk {
-    let held = frozen.iter().flatten().map(|one| real(one.job.hot_bytes));
-    let bytes = (real(picture.used) - held.sum::<f64>()).max(0.0);
+fn first_walk(picture: &Picture, way: Way, held: f64, freezes: bool, link: f64) -> Walk {
+    let bytes = (real(picture.used) - held).max(0.0);
     let on_the_link = bytes / link;
     let Some(arming) = picture.arming.filter(|_| way != Way::PreCopy) else {
         return Walk {
@@ -292,19 +323,46 @@ fn first_walk(picture: &Picture, way: Way, frozen: &[Vec<Candidate>], link: f64)
     };
     // The relay reads no second walk before it knows who writes, and freezes nobody before it has
     // seen flows for a while.
-    let known = match (way, picture.jobs.is_empty(), frozen.is_empty()) {
+    let known = match (way, picture.jobs.is_empty(), freezes) {
         (Way::PreCopy | Way::Live, ..) | (_, true, _) => 0.0,
-        (_, _, true) => (arming + SAMPLE).as_secs_f64(),
+        (_, _, false) => (arming + SAMPLE).as_secs_f64(),
         _ => (arming + WINDOW_MIN).as_secs_f64() + FREEZING,
     };
-    let near_the_end = match frozen.is_empty() {
-        true => 0.0,
-        false => on_the_link - LEAD.as_secs_f64() + FREEZING,
+    let near_the_end = match freezes {
+        false => 0.0,
+        true => on_the_link - LEAD.as_secs_f64() + FREEZING,
     };
     Walk {
         before: ASKING,
         seconds: on_the_link.max(known).max(near_the_end),
         bytes,
+    }
+}
+
+/// What follows after the switchover.
+struct Follows {
+    bytes: f64,
+    /// Reading it before, until it is as little as it gets,
+    reading: f64,
+    /// and for the last time, while the VM stands.
+    last: f64,
+}
+
+fn follows(following: &[Candidate], walk: f64, factor: f64, most: f64) -> Follows {
+    let dirtied = |seconds: f64| -> f64 {
+        let of = |one: &Candidate| one.dirtying.times(factor).within(seconds);
+        following.iter().map(of).sum::<f64>().min(most)
+    };
+    let hot: f64 = following.iter().map(|one| real(one.job.hot_bytes)).sum();
+    let bytes = hot.max(dirtied(walk)).min(most);
+    // Each pass over it takes as long as reading what was written in the one before.
+    let read = real(READ_RATE);
+    let first = bytes / read;
+    let second = dirtied(first) / read;
+    Follows {
+        bytes,
+        reading: first + second,
+        last: dirtied(second).min(bytes) / read,
     }
 }
 

@@ -74,12 +74,16 @@ impl Pilot {
                 self.step = match (self.settings.protocol, &welcome.tier) {
                     (Protocol::Live, _) => Step::FreePages,
                     (Protocol::StopCopy, Tier::Probes) if can => Step::Survey,
-                    (Protocol::StopCopy, Tier::StandingFactsOnly { reason }) => {
+                    // Nobody is frozen.
+                    (Protocol::PostCopy, Tier::Probes) if welcome.capabilities.owners => {
+                        Step::Survey
+                    }
+                    (_, Tier::StandingFactsOnly { reason }) => {
                         let reason = format!("all memory is moved live: {reason}");
                         self.note(reason);
                         Step::FreePages
                     }
-                    (Protocol::StopCopy, Tier::Probes) => {
+                    (_, Tier::Probes) => {
                         self.note("all memory is moved live: the agent cannot freeze".to_owned());
                         Step::FreePages
                     }

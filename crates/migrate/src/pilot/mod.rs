@@ -12,6 +12,7 @@
 //! the source half sends every page that is not declared free twice.
 
 mod answers;
+mod following;
 mod member;
 mod settings;
 mod stages;
@@ -26,8 +27,10 @@ use depgraph::ProcessId;
 use guest_proto::{Request, ThawReason, VERSION};
 
 use crate::{Source, Treatment, WalkPosition};
+use following::Following;
 use member::{Member, State};
 pub use settings::{OnStall, PilotAction, PilotNews, PilotSettings, Protocol, View};
+pub(crate) use stages::is_quiet;
 pub use stages::{Job, SMALL_BYTES, Spared, Stages, pause, stages};
 pub use stall::Stall;
 use talk::Hearing;
@@ -68,7 +71,7 @@ const ALMOST_SENT: Duration = Duration::from_millis(50);
 /// Nobody stands for longer than this because the connection is lost.
 const CUT_PATIENCE: Duration = Duration::from_secs(1);
 /// About what a relay reads of pages that are held, in bytes a second.
-const READ_RATE: u64 = 500_000_000;
+pub(crate) const READ_RATE: u64 = 500_000_000;
 /// So much memory is read before it is known whose it is: the link need not wait for the agent, and
 /// the lowest memory is mostly the kernel's.
 const EARLY: u64 = 16 << 20;
@@ -180,6 +183,7 @@ pub struct Pilot {
     told: Option<u64>,
     stall: Stall,
     live_before: u64,
+    following: Following,
     throttle: u8,
     view: View,
 }
@@ -223,6 +227,7 @@ impl Pilot {
             told: None,
             stall: Stall::default(),
             live_before: 0,
+            following: Following::default(),
             throttle: 0,
             view: View {
                 now: Duration::ZERO,
@@ -307,7 +312,9 @@ impl Pilot {
             .iter()
             .any(|member| member.state != State::Live);
         let first = source.position().walk == 1 && source.due_bytes() < READ_AHEAD;
-        keeps && source.has_room() && (first || self.reads_what_stands(source))
+        let wanted = first || self.reads_what_stands(source);
+        let last = self.view.stopped && source.may_follow();
+        source.has_room() && (last || (keeps && wanted))
     }
 
     /// Whether memory of processes that stand is still to be seen once more: to be read as fast as
@@ -439,13 +446,16 @@ impl Pilot {
             reason = "an estimate"
         )]
         let fits = (self.link() as f64 * limit) as u64;
-        if self.course == Course::Free && !self.view.stopped && self.stall.pass(bytes, fits) {
-            self.stall.forget();
-            self.stalled();
+        if self.course == Course::Free && !self.view.stopped {
+            if self.stall.pass(bytes, fits) {
+                self.stall.forget();
+                self.stalled(source);
+            }
+            self.complete_before_all_is_sent(bytes <= fits, source);
         }
     }
 
-    fn stalled(&mut self) {
+    fn stalled(&mut self, source: &mut Source) {
         self.actions
             .push_back(PilotAction::Tell(PilotNews::Stalled));
         match self.settings.on_stall {
@@ -455,6 +465,9 @@ impl Pilot {
                 self.actions.push_back(PilotAction::Throttle(self.throttle));
             }
             OnStall::Switchover => self.limit_downtime(AT_ONCE),
+            OnStall::PostCopy if source.may_follow() => self.let_everything_follow(source),
+            // There is a note why it may not.
+            OnStall::PostCopy => {}
             OnStall::Abort => self.actions.push_back(PilotAction::GiveUp(
                 "what is moved live does not converge, and --on-stall is abort".to_owned(),
             )),
@@ -480,7 +493,10 @@ impl Pilot {
             if self.interrupted {
                 return self.try_again(who, source);
             }
-            self.release_all(source);
+            match self.settings.on_stall == OnStall::PostCopy && source.may_follow() {
+                true => self.let_them_follow(source),
+                false => self.release_all(source),
+            }
             self.tell_thawed(who, "they have stood for as long as they may");
             self.thaw = true;
             self.set_free();
@@ -516,7 +532,10 @@ impl Pilot {
                 if !self.jobs.is_empty() {
                     let can = self.view.cut.is_none() && !self.thaw;
                     if can && self.near_the_end(source) {
-                        self.plan_stages(source);
+                        match self.settings.protocol {
+                            Protocol::PostCopy => self.plan_what_follows(source),
+                            _ => self.plan_stages(source),
+                        }
                         self.next_stage_or_settle();
                     }
                 } else if self.free != FreePages::Declared && source.due_bytes() == 0 {
@@ -542,8 +561,10 @@ impl Pilot {
     fn plan_stages(&mut self, source: &mut Source) {
         let jobs = std::mem::take(&mut self.jobs);
         let plan = stages(&jobs, self.link(), self.settings.small_bytes);
+        let may_follow = self.settings.on_stall == OnStall::PostCopy && source.may_follow();
         for (job, why) in plan.spared {
             let why = match why {
+                Spared::TooLong(_) if may_follow => continue,
                 Spared::Quiet => "it writes little".to_owned(),
                 Spared::TooLong(pause) => format!(
                     "it would stand for {:.1} s, and may for {:.1} s",

@@ -14,6 +14,9 @@ pub enum Protocol {
     Live,
     /// That of processes on which nobody outside depends once, while they stand.
     StopCopy,
+    /// That of processes on which nobody outside depends once, after the switchover, and nobody
+    /// stands. Without an agent, whatever has not been sent once by then.
+    PostCopy,
 }
 
 /// What happens when the live part does not converge.
@@ -25,6 +28,9 @@ pub enum OnStall {
     AutoConverge,
     /// The VM is stopped and moved, whatever the downtime.
     Switchover,
+    /// What has not been sent by then follows after the switchover, and so does the memory of who
+    /// would stand for too long.
+    PostCopy,
     /// The migration is given up.
     Abort,
 }

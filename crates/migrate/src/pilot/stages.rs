@@ -57,7 +57,7 @@ pub fn stages(jobs: &[Job], link: u64, small: u64) -> Stages {
     let mut plan = Stages::default();
     let mut order = Vec::new();
     for job in jobs {
-        if job.hot_bytes < small || job.rate < link / MATTERS {
+        if is_quiet(job, link, small) {
             plan.spared.push((*job, Spared::Quiet));
         } else {
             order.push(*job);
@@ -81,6 +81,11 @@ pub fn stages(jobs: &[Job], link: u64, small: u64) -> Stages {
         rest -= job.hot_bytes;
     }
     plan
+}
+
+/// Whether the job writes so little that its memory travels live.
+pub(crate) fn is_quiet(job: &Job, link: u64, small: u64) -> bool {
+    job.hot_bytes < small || job.rate < link / MATTERS
 }
 
 /// How long somebody stands for so many bytes.

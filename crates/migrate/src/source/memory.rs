@@ -110,7 +110,10 @@ impl Memory {
         }
         self.position.slot = slot + 1;
         let paused = match self.holds.arrive(slot, content, self.position.walk == 1) {
-            Fate::Held => return Ok(()),
+            Fate::Held => {
+                stats.held_arrivals += 1;
+                return Ok(());
+            }
             Fate::Waits => {
                 stats.live_pages += 1;
                 return Ok(());

@@ -152,6 +152,8 @@ pub struct SourceStats {
     pub walks: u32,
     /// Pages that QEMU has brought and that were moved live, pages of zeros aside.
     pub live_pages: u64,
+    /// Pages that QEMU has brought and that were held.
+    pub held_arrivals: u64,
     /// Guest memory that the stream describes, in bytes.
     pub ram_bytes: u64,
 }

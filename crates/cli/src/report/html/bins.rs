@@ -11,7 +11,7 @@ const LENGTHS: [u64; 12] = [
 ];
 
 /// What travels, in the order in which it is stacked.
-pub(super) const CLASSES: [Class; 5] = [
+pub(super) const CLASSES: [Class; 6] = [
     Class {
         key: "live",
         word: "live",
@@ -33,6 +33,11 @@ pub(super) const CLASSES: [Class; 5] = [
         meaning: "memory that was kept back and had to go",
     },
     Class {
+        key: "followed",
+        word: "followed",
+        meaning: "memory that followed after the switchover",
+    },
+    Class {
         key: "other",
         word: "other",
         meaning: "devices, pages of zeros, which cost a few bytes each, and framing",
@@ -52,7 +57,7 @@ pub(super) struct Class {
 pub(super) struct Bin {
     pub(super) from: u64,
     pub(super) to: u64,
-    pub(super) bytes: [f64; 5],
+    pub(super) bytes: [f64; 6],
 }
 
 impl Bin {
@@ -67,20 +72,22 @@ impl Bin {
 }
 
 /// Counters of all classes at one moment, which never go back.
-type Totals = (u64, [u64; 5]);
+type Totals = (u64, [u64; 6]);
 
 fn totals(samples: &[Sample]) -> Vec<Totals> {
-    let mut before = [0; 5];
+    let mut before = [0; 6];
     let total = |sample: &Sample| {
         let pages = [
             sample.live_bytes,
             sample.paused_bytes,
             sample.cooled_bytes,
             sample.flushed_bytes,
+            sample.followed_bytes,
         ];
         // What waits in the relay has been counted as pages, and not yet as sent.
         let other = sample.wire_bytes.saturating_sub(pages.iter().sum());
-        let now = [pages[0], pages[1], pages[2], pages[3], other];
+        let [live, paused, cooled, flushed, followed] = pages;
+        let now = [live, paused, cooled, flushed, followed, other];
         for (before, now) in before.iter_mut().zip(now) {
             *before = now.max(*before);
         }
@@ -90,8 +97,8 @@ fn totals(samples: &[Sample]) -> Vec<Totals> {
 }
 
 /// Bytes of each class at the end.
-pub(super) fn sums(samples: &[Sample]) -> [u64; 5] {
-    totals(samples).last().map_or([0; 5], |(_, sums)| *sums)
+pub(super) fn sums(samples: &[Sample]) -> [u64; 6] {
+    totals(samples).last().map_or([0; 6], |(_, sums)| *sums)
 }
 
 /// The span in equal stretches; the last one takes what is left.
@@ -117,13 +124,13 @@ pub(super) fn bins(samples: &[Sample], span: Span) -> Vec<Bin> {
 }
 
 /// The counters at a moment between two samples.
-fn at(totals: &[Totals], t_ms: u64) -> [f64; 5] {
+fn at(totals: &[Totals], t_ms: u64) -> [f64; 6] {
     let next = totals.partition_point(|(t, _)| *t < t_ms);
-    let as_numbers = |sums: [u64; 5]| sums.map(number);
+    let as_numbers = |sums: [u64; 6]| sums.map(number);
     match (next.checked_sub(1).map(|i| totals[i]), totals.get(next)) {
-        (None, None) => [0.0; 5],
+        (None, None) => [0.0; 6],
         (None, Some((t, sums))) if *t == t_ms => as_numbers(*sums),
-        (None, Some(_)) => [0.0; 5],
+        (None, Some(_)) => [0.0; 6],
         (Some((_, sums)), None) => as_numbers(sums),
         (Some((t0, before)), Some((t1, after))) => {
             let part = number(t_ms - t0) / number((t1 - t0).max(1));
@@ -183,6 +190,6 @@ mod tests {
     #[test]
     fn nothing_is_known_of_a_migration_without_samples() {
         let bins = bins(&[], Span { from: 0, to: 1000 });
-        assert!(bins.iter().all(|bin| bin.bytes == [0.0; 5]));
+        assert!(bins.iter().all(|bin| bin.bytes == [0.0; 6]));
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::axis::{number, seconds};
 use super::bins::{CLASSES, sums};
 use super::escape::{Escaped, cut, named};
-use crate::report::human::audit_in_words;
+use crate::report::human::{audit_in_words, faults_in_words};
 use crate::report::record::{Forecast, Outcome, Record};
 use crate::report::{Summary, bytes, count, duration_ms};
 
@@ -105,6 +105,25 @@ fn times(summary: &Summary, page: &mut String) {
             &format!(
                 "All memory of the stopped VM was compared with what the destination has. {}.",
                 capitalised(&audit_in_words(audited))
+            ),
+        );
+    }
+    if let Some(ms) = summary.source_free_ms {
+        row(
+            page,
+            "source free",
+            &duration_ms(ms),
+            "From the VM's stop until all of its memory had arrived: until then the VM needed this host.",
+        );
+    }
+    if let Some(followed) = &summary.followed {
+        row(
+            page,
+            "pages waited for",
+            &count(followed.faults),
+            &format!(
+                "That the VM asked for after the switchover, before they came by themselves. {}.",
+                capitalised(&faults_in_words(followed))
             ),
         );
     }

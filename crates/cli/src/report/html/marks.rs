@@ -163,6 +163,7 @@ fn word(kind: MarkKind) -> Option<&'static str> {
         MarkKind::Stopped => Some("VM stops"),
         MarkKind::Committed => Some("commit"),
         MarkKind::Running => Some("runs at the destination"),
+        MarkKind::Arrived => Some("source free"),
         MarkKind::Failed => Some("given up"),
         MarkKind::Note
         | MarkKind::Classified
@@ -177,7 +178,7 @@ fn word(kind: MarkKind) -> Option<&'static str> {
 pub(super) fn class(kind: MarkKind) -> &'static str {
     match kind {
         MarkKind::Freeze => "m-freeze",
-        MarkKind::Thaw | MarkKind::Running => "m-run",
+        MarkKind::Thaw | MarkKind::Running | MarkKind::Arrived => "m-run",
         MarkKind::Stopped | MarkKind::Failed => "m-stop",
         _ => "m-other",
     }

@@ -92,6 +92,7 @@ fn moved() -> Record {
         memory_bytes: 1 << 30,
         vcpus: 2,
         devices: Vec::new(),
+        no_post_copy: None,
     };
     Record {
         began: "2026-11-25T02:52:27Z".to_owned(),

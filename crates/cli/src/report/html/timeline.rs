@@ -44,7 +44,7 @@ pub(super) fn section(record: &Record, span: Span, page: &mut String) {
     page.push_str("</section>");
 }
 
-fn meanings(sums: &[u64; 5]) -> String {
+fn meanings(sums: &[u64; 6]) -> String {
     let mut text = String::new();
     for (class, _) in CLASSES.iter().zip(sums).filter(|(_, sum)| **sum > 0) {
         let _ = write!(text, "<b>{}</b>: {}. ", class.word, class.meaning);

@@ -73,6 +73,12 @@ impl Outlet {
         self.packing.as_ref().map(|packing| packing.tally)
     }
 
+    /// What was said is lost, and with it what is known of what the peer keeps: from here on nothing
+    /// is compressed.
+    pub(super) fn begin_anew(&mut self) {
+        *self = Outlet::default();
+    }
+
     /// Where the engine appends.
     pub(super) fn tail(&mut self) -> &mut Vec<u8> {
         match &self.packing {

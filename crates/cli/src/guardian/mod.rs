@@ -15,8 +15,11 @@
 //! The pipe closing without `Done` means that the source half has died. Before `Commit` the
 //! guardian cancels QEMU's migration, resumes the VM, restores its settings and tells the
 //! destination that there will be no commit. After `Commit` it lets the VM rest and delivers the
-//! commit, should the source half have died before it could. It is in a session of its own and
+//! commit, should the source half have died before it could. If memory follows after the switchover,
+//! it goes on sending that, out of the stopped VM ([`follow`]). It is in a session of its own and
 //! ignores the signals that end its parent.
+
+mod follow;
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -66,10 +69,23 @@ pub(crate) struct Watch {
     pub saved: Saved,
 }
 
+/// What it needs to send the memory that follows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Follow {
+    /// What the page hashes begin with.
+    pub seed: u64,
+    pub page_size: u64,
+    /// RAM blocks in the order of the stream, with their lengths in bytes.
+    pub blocks: Vec<(String, u64)>,
+    pub qemu_pid: Option<u32>,
+    /// Whether QEMU's memory can be read, and is known to be the VM's.
+    pub readable: bool,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
     Guard(Box<Watch>),
-    Commit,
+    Commit(Option<Box<Follow>>),
     Done,
 }
 
@@ -106,8 +122,8 @@ impl Guardian {
     }
 
     /// Records the commit; returns when it is safe to tell the destination.
-    pub(crate) fn commit(&mut self) -> io::Result<()> {
-        self.order(&Order::Commit)?;
+    pub(crate) fn commit(&mut self, follow: Option<Follow>) -> io::Result<()> {
+        self.order(&Order::Commit(follow.map(Box::new)))?;
         self.await_ack()
     }
 
@@ -150,18 +166,25 @@ pub(crate) fn run() -> io::Result<()> {
     }
     let mut watch = None;
     let mut committed = false;
+    let mut follow = None;
     for line in BufReader::new(io::stdin().lock()).lines() {
         let Ok(order) = line.and_then(|line| Ok(serde_json::from_str(&line)?)) else {
             break;
         };
         match order {
             Order::Guard(new) => watch = Some(new),
-            Order::Commit => committed = true,
+            Order::Commit(memory) => {
+                committed = true;
+                follow = memory;
+            }
             Order::Done => return Ok(()),
         }
         let mut stdout = io::stdout().lock();
         // Should the source half be gone already, the end of its pipe comes next.
         let _ = stdout.write_all(b"+").and_then(|()| stdout.flush());
+    }
+    if let (Some(watch), Some(follow)) = (&watch, &follow) {
+        return follow::go_on(watch, follow);
     }
     match watch {
         Some(watch) if committed => match tell_destination(&watch, true) {

@@ -1,0 +1,217 @@
+//! The source half has died while memory follows: the guardian reads it from the stopped VM, and
+//! sends it. The destination says what has not come.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use hypervisor::Vm;
+use migrate::{Fault, Source, SourceAction};
+use qemu_stream::RamBlock;
+use wire::{Frame, Ledger, Message, put_control};
+
+use super::{Follow, QMP_LIMIT, Watch};
+use crate::buffer::{Filled, Input, Output};
+use crate::guest_ram::GuestRam;
+use crate::net::{Channel, Connector, Link};
+use crate::poll::wait;
+
+/// Longest try to connect.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// Between two tries.
+const AGAIN: Duration = Duration::from_millis(250);
+/// A destination that says nothing for so long is not there.
+const SILENCE: Duration = Duration::from_secs(20);
+/// Bytes that may be on their way without the destination's word.
+const KEPT_MAX: usize = 32 << 20;
+/// Received bytes after which the destination gets a word.
+const ACK_EVERY: u64 = 16 << 10;
+/// Bytes that may wait for the link: whatever the VM asks for waits behind them.
+const WAITING_MAX: usize = 32 << 10;
+
+/// Sends all that is missing, however long that takes.
+pub(super) fn go_on(watch: &Watch, follow: &Follow) -> io::Result<()> {
+    let peer = watch.peer;
+    if !follow.readable {
+        eprintln!(
+            "unmoor guardian: the relay died while memory followed the VM to {peer}, and QEMU's memory cannot be read here: what had not arrived is lost, and with it the VM at {peer}. The VM here is as it was at the switchover"
+        );
+        return Ok(());
+    }
+    eprintln!(
+        "unmoor guardian: the relay died while memory followed the VM to {peer}: going on with it from QEMU's memory"
+    );
+    let mut sender = Sender::open(watch, follow).inspect_err(|why| {
+        eprintln!(
+            "unmoor guardian: that is not possible: {why}. What had not arrived at {peer} is lost, and with it the VM there"
+        );
+    })?;
+    let mut told = false;
+    loop {
+        match sender.session(watch, follow) {
+            Ok(()) => {
+                eprintln!(
+                    "unmoor guardian: all memory has arrived at {peer}, where the VM runs; what rests here can be ended"
+                );
+                return Ok(());
+            }
+            Err(End::Final(why)) => {
+                eprintln!("unmoor guardian: {why}: what had not arrived at {peer} is lost");
+                return Err(io::Error::other(why));
+            }
+            Err(End::Again(why)) if !told => {
+                told = true;
+                eprintln!("unmoor guardian: {why}; trying again until the VM has its memory");
+            }
+            Err(End::Again(_)) => {}
+        }
+        // The end of QEMU is the end of its memory.
+        if sender.vm.wait_event(Instant::now() + AGAIN).is_err() {
+            eprintln!("unmoor guardian: the QEMU here has ended: what had not arrived is lost");
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+    }
+}
+
+enum End {
+    /// The connection was lost.
+    Again(String),
+    Final(String),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        End::Again(error.to_string())
+    }
+}
+
+struct Sender {
+    vm: Vm,
+    ram: GuestRam,
+    connector: Connector,
+    blocks: Vec<RamBlock>,
+}
+
+impl Sender {
+    fn open(watch: &Watch, follow: &Follow) -> io::Result<Self> {
+        let mut vm = Vm::connect(&watch.qmp, QMP_LIMIT).map_err(io::Error::other)?;
+        let blocks: Vec<RamBlock> = follow.blocks.iter().map(block).collect();
+        let mut ram = GuestRam::open(&mut vm, follow.qemu_pid).map_err(io::Error::other)?;
+        ram.lay_out(&blocks).map_err(io::Error::other)?;
+        let connector = Connector::new(&watch.protection, &watch.host, watch.from);
+        Ok(Sender {
+            vm,
+            ram,
+            connector: connector.map_err(io::Error::other)?,
+            blocks,
+        })
+    }
+
+    /// One connection, until all has arrived or it is lost.
+    fn session(&mut self, watch: &Watch, follow: &Follow) -> Result<(), End> {
+        let page_size = usize::try_from(follow.page_size).unwrap_or(0);
+        let source = Source::in_place_of(watch.session, follow.seed, page_size, &self.blocks);
+        let mut source = source.map_err(|fault| End::Final(fault.to_string()))?;
+        let link = self
+            .connector
+            .connect_to(watch.peer, CONNECT_LIMIT, None)
+            .map_err(|error| End::Again(error.to_string()))?;
+        let mut conversation = Conversation::new(link);
+        source.ask_outcome(conversation.output.tail());
+        loop {
+            conversation.hear(&mut source)?;
+            while let Some(action) = source.next_action() {
+                if let SourceAction::Arrived(_) = action {
+                    // Best effort: the destination has everything.
+                    let _ = conversation
+                        .channel
+                        .send_all(&mut conversation.output, CONNECT_LIMIT);
+                    return Ok(());
+                }
+            }
+            let out = conversation.output.tail();
+            source
+                .pump(WAITING_MAX, &mut self.ram, out)
+                .map_err(|fault| End::Final(fault.to_string()))?;
+            source.flush(out);
+            conversation.send()?;
+            let idle = conversation.output.is_empty() && source.due_bytes() > 0;
+            if !idle {
+                conversation.wait()?;
+            }
+        }
+    }
+}
+
+fn block((name, length): &(String, u64)) -> RamBlock {
+    RamBlock {
+        name: name.clone(),
+        used_length: *length,
+        page_size: None,
+        region_addr: None,
+    }
+}
+
+/// What is spoken over one connection.
+struct Conversation {
+    channel: Channel,
+    input: Input,
+    output: Output,
+    decoder: wire::Decoder,
+    heard: Instant,
+}
+
+impl Conversation {
+    fn new(link: Link) -> Self {
+        Conversation {
+            channel: Channel::new(link, Ledger::new(KEPT_MAX, ACK_EVERY)),
+            input: Input::default(),
+            output: Output::default(),
+            decoder: wire::Decoder::new(),
+            heard: Instant::now(),
+        }
+    }
+
+    fn hear(&mut self, source: &mut Source) -> Result<(), End> {
+        match self.channel.receive(&mut self.input)? {
+            Filled::Some(_) => self.heard = Instant::now(),
+            Filled::WouldBlock => {}
+            Filled::Closed => return Err(End::Again("the destination has hung up".into())),
+        }
+        while let Some((used, frame)) = self
+            .decoder
+            .next(self.input.unread())
+            .map_err(|error| End::Again(error.to_string()))?
+        {
+            if let Frame::Control(Message::Ack(upto)) = frame {
+                let acknowledged = self.channel.acknowledged(upto);
+                acknowledged.map_err(|error| End::Again(error.to_string()))?;
+            } else {
+                source
+                    .frame(frame, self.output.tail())
+                    .map_err(|fault| match fault {
+                        Fault::GuestMemory(_) => End::Final(fault.to_string()),
+                        fault => End::Again(fault.to_string()),
+                    })?;
+            }
+            self.input.consume(used);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<(), End> {
+        if let Some(upto) = self.channel.owes() {
+            put_control(&Message::Ack(upto), self.output.tail());
+        }
+        self.channel.send(&mut self.output, usize::MAX)?;
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<(), End> {
+        let until = self.heard + SILENCE;
+        let mut fds: Vec<_> = self.channel.poll(true, !self.output.is_empty()).collect();
+        if wait(&mut fds, Some(until))? == 0 && Instant::now() >= until {
+            return Err(End::Again("the destination says nothing".into()));
+        }
+        Ok(())
+    }
+}
