@@ -286,7 +286,8 @@ fn run(picture: &Picture, way: Way, factor: f64) -> (Option<Outcome>, Vec<Why>) 
     let last = unsent.min(real(picture.used)).max(left);
     let stands = (last / link).max(follow.last);
     let before_the_stop = walk.seconds + flushed / link + follow.reading + seconds;
-    let total = walk.before + before_the_stop + stands.max(left / link) + AROUND;
+    let last_pass = (left / link).max(follow.last);
+    let total = walk.before + before_the_stop + last_pass + AROUND;
     let mut pauses = Vec::new();
     for (at, stage) in frozen.iter().enumerate() {
         let waits: f64 = flush[at..].iter().sum();

@@ -461,6 +461,7 @@ impl Holds {
             self.copies.drop(copy);
             self.held.remove(slot);
             self.due.remove(slot);
+            self.following.release(slot);
             let class = self.classes.get(slot as usize).copied();
             self.count(class.unwrap_or(NOBODY), -1);
         }
