@@ -15,7 +15,9 @@ pub enum Mode {
     Live,
     /// unmoor, pausing what nobody outside depends on.
     StopCopy,
-    /// The same, encrypted: those above are not.
+    /// unmoor, sending what nobody outside depends on after the switchover.
+    PostCopy,
+    /// Pausing, encrypted: those above are not.
     Tls,
     /// unmoor with every page live, encrypted.
     LiveTls,
@@ -27,7 +29,7 @@ pub enum Mode {
 
 impl Mode {
     /// All, with the names that the benchmark's command line takes.
-    pub const ALL: [(&'static str, Mode); 13] = [
+    pub const ALL: [(&'static str, Mode); 14] = [
         ("precopy", Mode::Stock(stock::Mode::PreCopy)),
         ("autoconverge", Mode::Stock(stock::Mode::AutoConverge)),
         ("xbzrle", Mode::Stock(stock::Mode::Xbzrle)),
@@ -35,6 +37,7 @@ impl Mode {
         ("postcopy", Mode::Stock(stock::Mode::PostCopy)),
         ("live", Mode::Live),
         ("stop-copy", Mode::StopCopy),
+        ("post-copy", Mode::PostCopy),
         (
             "postcopy-preempt",
             Mode::Stock(stock::Mode::PostCopyPreempt),
@@ -46,7 +49,7 @@ impl Mode {
         ("packed", Mode::Packed),
     ];
     /// Those that it compares unless told otherwise: so many of them, from the first on.
-    pub const USUAL: usize = 7;
+    pub const USUAL: usize = 8;
 
     /// Its name in tables.
     pub fn title(self) -> String {
@@ -55,6 +58,7 @@ impl Mode {
             Mode::StockTls => "QEMU pre-copy, TLS".into(),
             Mode::Live => "unmoor live".into(),
             Mode::StopCopy => "unmoor stop-copy".into(),
+            Mode::PostCopy => "unmoor post-copy".into(),
             Mode::LivePacked => "unmoor live, compressed".into(),
             Mode::LiveTls => "unmoor live, TLS".into(),
             Mode::Tls => "unmoor, TLS".into(),

@@ -32,6 +32,9 @@ pub struct Moved {
     pub downtime_ms: Option<f64>,
     /// From the start of the program that migrates, or QEMU's command, to the source's STOP event.
     pub stopped_after_ms: Option<f64>,
+    /// And to the moment from which the VM did not need the source any more, if it ran before that.
+    #[serde(default)]
+    pub free_after_ms: Option<f64>,
     /// Bytes from host A on the link, as its interface counts them.
     pub link_bytes: u64,
     /// Passes over the dirty bitmap.
@@ -80,10 +83,11 @@ impl Moved {
                 let mode = stock::Mode::PreCopy;
                 by_qemu(lab, source, destination, mode, limits, Some(folders))
             }
-            Mode::Live | Mode::LivePacked | Mode::StopCopy => {
+            Mode::Live | Mode::LivePacked | Mode::StopCopy | Mode::PostCopy => {
                 let how: &[&str] = match mode {
                     Mode::Live => &["--protocol", "live", "--compress", "none"],
                     Mode::LivePacked => &["--protocol", "live", "--history", "256MiB"],
+                    Mode::PostCopy => &["--protocol", "post-copy", "--compress", "none"],
                     _ => &["--protocol", "stop-copy", "--compress", "none"],
                 };
                 let more = [how, more].concat();
@@ -113,6 +117,14 @@ impl Moved {
         };
         let begun = self.begun?;
         Some((begun, begun + Duration::from_secs_f64(millis / 1e3)))
+    }
+
+    /// From the VM's running at the destination until it did not need the source any more.
+    pub fn following(&self) -> Option<(Instant, Instant)> {
+        let begun = self.begun?;
+        let after = |millis: f64| begun + Duration::from_secs_f64(millis / 1e3);
+        let runs = self.stopped_after_ms? + self.downtime_ms?;
+        Some((after(runs), after(self.free_after_ms?)))
     }
 
     /// How long a process was paused.
@@ -145,6 +157,11 @@ fn by_qemu(
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,
         stopped_after_ms: report.stopped_after_ms,
+        free_after_ms: matches!(
+            mode,
+            stock::Mode::PostCopy | stock::Mode::PostCopyPreempt
+        )
+        .then_some(report.total_ms),
         link_bytes: report.wire_bytes,
         passes: report.passes,
         source_qemu_cpu_s: report.source_cpu_s,
@@ -204,6 +221,7 @@ fn by_unmoor(
         .iter()
         .rev()
         .find(|event| event["event"] == "stopped");
+    let free = events.iter().find(|event| event["event"] == "arrived");
     let total_ms = if converged {
         &end["total_ms"]
     } else {
@@ -218,6 +236,7 @@ fn by_unmoor(
         total_ms: total_ms.as_f64().context("no total time")?,
         downtime_ms: end["downtime_ms"].as_f64(),
         stopped_after_ms: stopped.and_then(|event| event["t_ms"].as_f64()),
+        free_after_ms: free.and_then(|event| event["t_ms"].as_f64()),
         link_bytes,
         passes: passes.and_then(|event| event["pass"].as_u64()).unwrap_or(0),
         source_qemu_cpu_s: source_qemu_cpu.as_secs_f64(),

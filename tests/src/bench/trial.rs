@@ -52,6 +52,12 @@ impl Trial {
         self.probe.windows.iter().find(|one| one.name == "during")
     }
 
+    /// What the client of Redis waited for longest during the move; the probe's where there is none.
+    pub fn longest_gap_ms(&self) -> Option<f64> {
+        let window = self.client("during").or_else(|| self.probe_during())?;
+        Some(window.longest_gap_ms)
+    }
+
     /// The downtime as seen from outside: probe packets lost during the move, times their interval.
     pub fn probe_lost_ms(&self) -> Option<f64> {
         let during = self.probe_during()?;
@@ -94,6 +100,9 @@ pub fn run_with(
     scene.mark("asking")?;
     if let Some((begins, ends)) = moved.live() {
         scene.span("live", begins, ends)?;
+    }
+    if let Some((begins, ends)) = moved.following() {
+        scene.span("following", begins, ends)?;
     }
 
     let ended = Progress::of_all(scene.vm()?, jobs)?;

@@ -44,7 +44,7 @@ const REQUESTS: Option<u32> = Some(400);
 const GIGABIT: Option<&str> = Some("1gbit");
 
 /// The benchmark's workloads.
-pub const ALL: [Workload; 8] = [
+pub const ALL: [Workload; 9] = [
     Workload {
         name: "W1",
         title: "Redis under load, and a job that rewrites 600 MiB of whole pages at full speed",
@@ -158,6 +158,19 @@ pub const ALL: [Workload; 8] = [
         requests: None,
         turns: None,
         link: None,
+    },
+    Workload {
+        name: "W6",
+        title: "the same as W1, on a link that carries less than a tenth of what the job writes",
+        jobs: &[Job {
+            name: "batch",
+            mib: 600,
+            mb_per_s: 0,
+            mode: "full",
+        }],
+        requests: REQUESTS,
+        turns: None,
+        link: Some("200mbit"),
     },
 ];
 

@@ -3,7 +3,7 @@
 //! ```text
 //!                       QEMU's last page          commit
 //!  held, written lately ───────► follows first ───────► sent ◄── at once, if the VM asks for it
-//!  held, cooled         ───────► follows then  ───────► sent
+//!  held, passed by      ───────► follows then  ───────► sent
 //!  waits for the link   ───────► goes before
 //! ```
 
@@ -12,14 +12,14 @@ use std::ops::Range;
 
 use roaring::RoaringBitmap;
 
-use super::{Holds, NOBODY, Origin, Treatment, group_of};
+use super::{Group, Holds, NOBODY, Origin, Treatment, group_of};
 
 /// What follows.
 #[derive(Debug, Default)]
 pub(super) struct Following {
-    /// What will be, once the VM runs at the destination. Written lately,
+    /// What will be, once the VM runs at the destination.
     hot: RoaringBitmap,
-    /// or not.
+    /// What QEMU's walk has passed by: the last to go.
     cool: RoaringBitmap,
     stage: Stage,
     asked: VecDeque<u32>,
@@ -35,6 +35,16 @@ enum Stage {
 }
 
 impl Following {
+    /// QEMU's walk has passed it by.
+    pub(super) fn cools(&mut self, slot: u32) {
+        self.cool.insert(slot);
+    }
+
+    /// QEMU has brought it again.
+    pub(super) fn comes_again(&mut self, slot: u32) {
+        self.cool.remove(slot);
+    }
+
     /// The page is not held any more.
     pub(super) fn release(&mut self, slot: u32) {
         self.cool.remove(slot);
@@ -57,9 +67,28 @@ impl Holds {
         self.over = true;
         let must_go: RoaringBitmap = self.held.iter().filter(|slot| self.must_go(*slot)).collect();
         let rest = &self.held - &must_go;
-        self.following.cool = &rest & &self.due;
-        self.following.hot = rest - &self.due;
+        self.following.cool |= &self.due;
+        self.following.cool &= &rest;
+        self.following.hot = rest - &self.following.cool;
         self.due = must_go;
+    }
+
+    /// Whether the page is not worth sending before: it follows, or goes when it must.
+    pub(super) fn follows_anyway(&self, slot: u32) -> bool {
+        let class = group_of(&self.classes, slot);
+        match self.treatment(class) {
+            Some(Treatment::Following) => true,
+            Some(Treatment::Stopping | Treatment::Standing) => false,
+            _ => self.everything,
+        }
+    }
+
+    /// What has cooled of the group follows, too.
+    pub(super) fn follow_from_now_on(&mut self, group: Group) {
+        let of_group = |slot: &u32| group_of(&self.classes, *slot) == group.0;
+        let cooled: RoaringBitmap = self.due.iter().filter(of_group).collect();
+        self.due -= &cooled;
+        self.following.cool |= cooled;
     }
 
     fn must_go(&self, slot: u32) -> bool {
@@ -67,7 +96,7 @@ impl Holds {
         match self.treatment(class) {
             Some(Treatment::Stopping | Treatment::Standing) => true,
             _ if self.everything => false,
-            Some(Treatment::Held) => false,
+            Some(Treatment::Held | Treatment::Following) => false,
             Some(Treatment::Live) => true,
             // What was declared free waits for nothing but the guest's word.
             None => class == NOBODY,
@@ -197,20 +226,25 @@ mod tests {
         let mut holds = holds();
         let group = holds.group(Treatment::Held).unwrap();
         holds.assign(group, 10..20);
-        for slot in [12, 13, 11] {
+        for slot in [12, 13, 11, 10] {
             arrive(&mut holds, slot);
         }
-        // Page 11 has cooled.
-        holds.passed(11..12);
+        // They have cooled: page 10 before it was known that they follow.
+        holds.passed(10..11);
+        holds.treat(group, Treatment::Following);
+        holds.passed(11..13);
+        assert_eq!(holds.due_pages(), 0);
+        // But for this one.
+        arrive(&mut holds, 12);
         holds.link_is_full(true);
         assert_eq!(arrive(&mut holds, 5), Fate::Waits);
         holds.rest_follows();
         assert_eq!(sent(&mut holds), [(5, Origin::Live)]);
-        assert_eq!(holds.to_follow(), [11, 12, 13].into_iter().collect());
-        assert_eq!((holds.due_pages(), holds.held_pages()), (0, 3));
+        assert_eq!(holds.to_follow(), (10..14).collect());
+        assert_eq!((holds.due_pages(), holds.held_pages()), (0, 4));
         holds.let_follow();
-        assert_eq!(holds.due_pages(), 3);
-        let expected = [12, 13, 11].map(|slot| (slot, Origin::Followed));
+        assert_eq!(holds.due_pages(), 4);
+        let expected = [12, 13, 10, 11].map(|slot| (slot, Origin::Followed));
         assert_eq!(sent(&mut holds), expected);
         assert_eq!((holds.due_pages(), holds.held_pages()), (0, 0));
     }

@@ -10,6 +10,7 @@
 //!  Held    ──────────► held (newest) ──────────────────────► due ──► sent (it has cooled)
 //!  Stopping ─────────► forwarded
 //!  Standing ─────────► forwarded          the same ─────────► due ──► sent (it is final)
+//!  Following ────────► held (newest), until the VM runs at the destination
 //!  Live     ─────────► forwarded, or kept and due at once if the link is full
 //!  free     ──────────► held until a later report ──► still free: dropped, else due
 //! ```
@@ -47,6 +48,8 @@ pub enum Treatment {
     Live,
     /// They are kept back while they keep changing.
     Held,
+    /// They are kept back until the VM runs at the destination, if memory may follow then.
+    Following,
     /// Its process has been frozen: what arrives is final. What is held may not be: QEMU has not
     /// synchronised its bitmap since.
     Stopping,
@@ -218,6 +221,9 @@ impl Holds {
             let of_group = |slot: &u32| group_of(classes, *slot) == group.0;
             self.due.extend(self.held.iter().filter(of_group));
         }
+        if treatment == Treatment::Following && !self.over {
+            self.follow_from_now_on(group);
+        }
     }
 
     /// Figures of a group.
@@ -326,7 +332,7 @@ impl Holds {
             self.classes[slot] &= !COLD;
         }
         let hold = match treatment {
-            Some(Treatment::Held) => !(cold && first_walk),
+            Some(Treatment::Held | Treatment::Following) => !(cold && first_walk),
             Some(Treatment::Stopping | Treatment::Standing) => false,
             Some(Treatment::Live) => self.everything,
             None => self.everything || (class == FREE && !self.asked_again),
@@ -340,6 +346,7 @@ impl Holds {
         {
             if hold {
                 self.due.remove(number);
+                self.following.comes_again(number);
                 return Fate::Held;
             }
             self.due.insert(number);
@@ -388,7 +395,14 @@ impl Holds {
             class & GROUP_MASK != FREE && self.treatment(class) != Some(Treatment::Stopping)
         };
         let passed: Vec<u32> = self.held.range(first..end).filter(cooled).collect();
-        self.due.extend(passed);
+        for slot in passed {
+            match self.follows_anyway(slot) {
+                true => self.following.cools(slot),
+                false => {
+                    self.due.insert(slot);
+                }
+            }
+        }
     }
 
     /// QEMU has sent its last page: everything must go.
@@ -435,7 +449,7 @@ impl Holds {
         let class = self.classes.get(slot as usize).copied().unwrap_or(NOBODY);
         let origin = match self.treatment(class) {
             Some(Treatment::Stopping | Treatment::Standing) => Origin::Paused,
-            Some(Treatment::Held) => Origin::Cooled,
+            Some(Treatment::Held | Treatment::Following) => Origin::Cooled,
             Some(Treatment::Live) => Origin::Flushed,
             None => Origin::Live,
         };
@@ -474,7 +488,9 @@ impl Holds {
         for class in self.classes.get(slot..).unwrap_or_default() {
             match self.treatment(*class) {
                 _ if *class == FREE => {}
-                Some(Treatment::Held) if class & COLD == 0 => left.held += 1,
+                Some(Treatment::Held | Treatment::Following) if class & COLD == 0 => {
+                    left.held += 1;
+                }
                 _ => left.live += 1,
             }
         }

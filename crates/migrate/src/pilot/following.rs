@@ -4,6 +4,8 @@
 //! pages are not sent in it, only read, which goes much faster than any link: so passes become
 //! shorter even while they are written at full speed, and the shortest is the one to stop in.
 
+use depgraph::ProcessId;
+
 use super::{AT_ONCE, Pilot, Protocol, State, is_quiet};
 use crate::{Source, Treatment};
 
@@ -31,14 +33,24 @@ impl Pilot {
                 self.release(&[job.id], "it writes little", source);
             }
         }
+        self.let_them_follow(source);
     }
 
-    /// Who stands runs again, and its memory follows.
+    /// The process runs on, and its memory follows.
+    pub(super) fn let_follow(&mut self, id: ProcessId, source: &mut Source) {
+        for member in self.members.iter().filter(|member| member.id == id) {
+            if member.state != State::Live {
+                source.treat(member.group, Treatment::Following);
+            }
+        }
+    }
+
+    /// Nobody is to stand, and the memory of all who might follows.
     pub(super) fn let_them_follow(&mut self, source: &mut Source) {
         for member in &mut self.members {
             if member.state != State::Live {
                 member.state = State::Held;
-                source.treat(member.group, Treatment::Held);
+                source.treat(member.group, Treatment::Following);
             }
         }
         self.jobs.clear();

@@ -564,7 +564,10 @@ impl Pilot {
         let may_follow = self.settings.on_stall == OnStall::PostCopy && source.may_follow();
         for (job, why) in plan.spared {
             let why = match why {
-                Spared::TooLong(_) if may_follow => continue,
+                Spared::TooLong(_) if may_follow => {
+                    self.let_follow(job.id, source);
+                    continue;
+                }
                 Spared::Quiet => "it writes little".to_owned(),
                 Spared::TooLong(pause) => format!(
                     "it would stand for {:.1} s, and may for {:.1} s",

@@ -140,6 +140,8 @@ impl Source {
         match message {
             Message::Needs { block, run } => self.needs(block, run),
             Message::Missing { pages, last } => self.misses(&pages, last),
+            // Said before it has heard the question: it will say so again.
+            Message::Arrived(_) if self.following.missing.is_some() => Ok(()),
             // It may have been told all before the connection was lost.
             Message::Arrived(followed)
                 if self.phase == SourcePhase::Following && self.has_put_all() =>

@@ -109,6 +109,12 @@ impl Memory {
             self.step(slot, stats, out);
         }
         self.position.slot = slot + 1;
+        if !self.left.is_empty()
+            && let Ok(slot) = u32::try_from(slot)
+        {
+            // It is used after all.
+            self.left.remove(slot);
+        }
         let paused = match self.holds.arrive(slot, content, self.position.walk == 1) {
             Fate::Held => {
                 stats.held_arrivals += 1;

@@ -80,6 +80,7 @@ impl Meddler {
                 let treatments = [
                     (Treatment::Live, "turned live"),
                     (Treatment::Held, "held again"),
+                    (Treatment::Following, "told to follow"),
                     (Treatment::Stopping, "frozen"),
                     (Treatment::Standing, "frozen"),
                 ];

@@ -115,8 +115,10 @@ struct Follow {
     seed: u64,
     /// The guest's memory can be read when the source half has died.
     readable: bool,
-    /// It goes although the network is not cut: nobody has lost it.
+    /// At some moment all that comes is held.
     everything: bool,
+    /// The fault waits for the commit.
+    late: bool,
 }
 
 impl Follow {
@@ -126,6 +128,7 @@ impl Follow {
             seed: source_seed,
             readable: random.one_in(2),
             everything: random.one_in(2),
+            late: random.one_in(2),
             random,
         })
     }
@@ -205,10 +208,11 @@ impl World {
             .greet("test", "{}".into(), &mut self.there.bytes);
         self.destination.connected(&mut self.back.bytes);
         for step in 0..STEPS_MAX {
-            if step == self.fault_at {
+            let waits = self.follow.as_ref().is_some_and(|follow| follow.late);
+            if step == self.fault_at && !waits {
                 self.strike();
             }
-            self.follow();
+            self.follow(step);
             match self.random.below(6) {
                 0 => self.qemu_writes(),
                 1 => self.source_reads_qemu(),
@@ -279,7 +283,7 @@ impl World {
                 self.corrupted = true;
                 self.seen.insert("page corrupted");
             }
-            None => self.fault_at += 7,
+            None => self.fault_at += 3,
         }
     }
 
@@ -297,11 +301,15 @@ impl World {
     }
 
     /// What is to do for memory that follows.
-    fn follow(&mut self) {
+    fn follow(&mut self, step: usize) {
         let Some(follow) = &mut self.follow else {
             return;
         };
         let random = &mut follow.random;
+        if follow.late && self.source.phase() >= SourcePhase::Committed {
+            follow.late = false;
+            self.fault_at = step + 1 + random.below(15);
+        }
         if follow.everything && self.source.position().walk > 1 && random.one_in(40) {
             self.seen.insert("everything held");
             self.source.hold_everything();

@@ -108,7 +108,7 @@ fn moves(text: &mut String, rows: &[&Group<'_>]) {
             total,
             cell(median(&|trial| trial.moved.downtime_ms), 0),
             cell(median(&Trial::probe_lost_ms), 0),
-            cell(median(&longest_gap), 0),
+            cell(median(&Trial::longest_gap_ms), 0),
             cell(
                 median(&|trial| Some(trial.moved.link_bytes as f64 / 1e6)),
                 0,
@@ -195,12 +195,6 @@ fn costs(text: &mut String, workload: &Workload, rows: &[&Group<'_>]) {
         ));
         line_to(text, &cells);
     }
-}
-
-/// What the client of Redis waited for longest during the move; the probe's where there is none.
-fn longest_gap(trial: &Trial) -> Option<f64> {
-    let window = trial.client("during").or_else(|| trial.probe_during())?;
-    Some(window.longest_gap_ms)
 }
 
 /// The figure of the job of which it is highest.
