@@ -26,7 +26,7 @@ const KEPT_MAX: usize = 32 << 20;
 /// Received bytes after which the destination gets a word.
 const ACK_EVERY: u64 = 16 << 10;
 /// Bytes that may wait for the link: whatever the VM asks for waits behind them.
-const WAITING_MAX: usize = 32 << 10;
+const WAITING_MAX: usize = 16 << 10;
 
 /// Sends all that is missing, however long that takes.
 pub(super) fn go_on(watch: &Watch, follow: &Follow) -> io::Result<()> {
@@ -45,6 +45,7 @@ pub(super) fn go_on(watch: &Watch, follow: &Follow) -> io::Result<()> {
             "unmoor guardian: that is not possible: {why}. What had not arrived at {peer} is lost, and with it the VM there"
         );
     })?;
+    crate::hurry();
     let mut told = false;
     loop {
         match sender.session(watch, follow) {
@@ -162,8 +163,10 @@ struct Conversation {
 
 impl Conversation {
     fn new(link: Link) -> Self {
+        let mut channel = Channel::new(link, Ledger::new(KEPT_MAX, ACK_EVERY));
+        channel.hurry();
         Conversation {
-            channel: Channel::new(link, Ledger::new(KEPT_MAX, ACK_EVERY)),
+            channel,
             input: Input::default(),
             output: Output::default(),
             decoder: wire::Decoder::new(),

@@ -31,6 +31,8 @@ pub(crate) struct Channel {
     ledger: Option<Ledger>,
     peer: SocketAddr,
     round_trip: Option<Duration>,
+    /// Somebody waits for what is said.
+    hurries: bool,
 }
 
 /// Which way the stream goes in chunks.
@@ -63,6 +65,15 @@ impl Channel {
             stripes: Stripes::None,
             turn: 0,
             ledger: Some(ledger),
+            hurries: false,
+        }
+    }
+
+    /// From here on somebody waits for what is said: next to nothing is queued in front of it.
+    pub(crate) fn hurry(&mut self) {
+        self.hurries = true;
+        for lane in &self.lanes {
+            lane.link.hurry();
         }
     }
 
@@ -287,6 +298,10 @@ impl Channel {
         let ledger = self.ledger.as_mut().ok_or(WireError::BadPosition)?;
         let again = ledger.resume(at)?;
         self.lanes = links.into_iter().map(Lane::new).collect();
+        if self.hurries {
+            self.hurry();
+        }
+        let ledger = self.ledger.as_mut().ok_or(WireError::BadPosition)?;
         self.turn = 0;
         self.stripes = match side {
             _ if self.lanes.len() < 2 => Stripes::None,

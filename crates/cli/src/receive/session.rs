@@ -253,6 +253,9 @@ impl<'r, 'a> Session<'r, 'a> {
                 DestinationAction::Committed => {
                     self.committed = wall_clock();
                     self.receiver.report.tell(&Event::Committed);
+                    if self.engine.needs_the_source() {
+                        crate::hurry();
+                    }
                 }
                 DestinationAction::Started => self.started()?,
                 DestinationAction::Starting => self.start = Some(Start::default()),

@@ -17,7 +17,7 @@ use crate::net::{Channel, Link};
 use crate::report::{Event, Following, UNEQUAL, bytes};
 
 /// Bytes that may wait for the link: whatever the VM asks for waits behind them.
-pub(super) const WAITING_MAX: usize = 32 << 10;
+pub(super) const WAITING_MAX: usize = 16 << 10;
 
 /// Whether memory may follow, by what the user wants.
 pub(super) fn is_wanted(args: &SendArgs) -> bool {
@@ -115,6 +115,7 @@ impl Session<'_> {
         self.cut = None;
         self.ticket = None;
         self.channel = Channel::new(link, Ledger::new(KEPT_MAX, ACK_EVERY));
+        self.channel.hurry();
         self.input = Input::default();
         self.decoder = wire::Decoder::new();
         self.output.begin_anew();

@@ -310,6 +310,10 @@ impl<'a> Session<'a> {
             Failure::Failed(format!("the guardian did not record the commit: {error}"))
         })?;
         self.engine.commit_recorded(self.output.tail());
+        if self.must_go_on() {
+            self.channel.hurry();
+            crate::hurry();
+        }
         self.times.committed = wall_clock();
         self.report.tell(&Event::Committed);
         Ok(())
