@@ -1,9 +1,14 @@
 //! Memory that follows after the switchover, on real QEMU: nobody is paused, and nothing is lost.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use lab::client::{RedisReport, Running};
-use lab::{VmOptions, results};
+use lab::relay::Unmoor;
+use lab::{VmOptions, ram, results};
+use rustix::process::Signal;
 use serde_json::{Value, json};
+use unmoor_tests::on_the_way::left_behind;
 use unmoor_tests::{
     MIGRATION_LIMIT, Pair, SHORT, await_writing, connect_agent, start_writer, verify_writer,
 };
@@ -52,4 +57,165 @@ fn a_job_that_outruns_the_link_runs_on_and_its_memory_follows() -> Result<()> {
         "{redis:?}"
     );
     results::record("post_copy", &json!({"summary": summary, "redis": redis}))
+}
+
+/// A guest of which 200 MiB follow over a slow link, on its way.
+struct Following {
+    pair: Pair,
+    sender: Unmoor,
+    receiver: Unmoor,
+}
+
+impl Following {
+    fn set_out(more: &[&str]) -> Result<Self> {
+        let options = guest(true);
+        let mut pair = Pair::with(&options, &options.as_destination(), Some("300mbit"))?;
+        start_writer(&mut pair.source, 200, 0, "full")?;
+        drop(connect_agent(&pair.source)?);
+        let limits = ["--peer-timeout", "3s", "--reconnect", "2s"];
+        let receiver = pair.receive(&[&["--once"], &limits[..]].concat())?;
+        let agent = pair.source.agent_path().display().to_string();
+        let ours = ["--agent", &agent, "--protocol", "post-copy"];
+        let sender = pair.send(&[&ours[..], &limits, more].concat())?;
+        let runs = sender.await_event("runs", MIGRATION_LIMIT)?;
+        let follows = runs["follows_bytes"].as_u64().context("no bytes")?;
+        ensure!(follows > 150_000_000, "{runs}");
+        Ok(Following {
+            pair,
+            sender,
+            receiver,
+        })
+    }
+
+    /// Waits until so many bytes more have come than had when the VM began to run.
+    fn await_some(&self, bytes: u64) -> Result<()> {
+        let of = |event: &Value| event["wire_bytes"].as_u64().unwrap_or(0);
+        let phase = "sending the memory that follows";
+        let begun = |event: &Value| event["phase"] == phase;
+        let first = of(&self.sender.await_matching("progress", begun, SHORT)?);
+        let more = |event: &Value| of(event) > first + bytes;
+        self.sender.await_matching("progress", more, SHORT)?;
+        Ok(())
+    }
+
+    fn received(&mut self) -> Result<Value> {
+        let code = self.receiver.exit(MIGRATION_LIMIT)?;
+        ensure!(code == 0, "{:?}", self.receiver.events());
+        let received = self.receiver.await_event("received", SHORT)?;
+        ensure!(received["followed"]["equal"] == true, "{received}");
+        await_writing(&mut self.pair.destination)?;
+        verify_writer(&mut self.pair.destination)?;
+        Ok(received)
+    }
+}
+
+#[test]
+fn a_link_that_is_down_while_memory_follows_loses_nothing() -> Result<()> {
+    let mut following = Following::set_out(&[])?;
+    following.await_some(20_000_000)?;
+    following.pair.lab.set_link(false)?;
+    // For longer than a connection may be away before the commit.
+    std::thread::sleep(Duration::from_secs(7));
+    following.pair.lab.set_link(true)?;
+    let summary = following.sender.summary(MIGRATION_LIMIT)?;
+    followed(&summary)?;
+    following.received()?;
+    results::record("post_copy_link_down", &json!({"summary": summary}))
+}
+
+/// The guardian reads what is missing from the stopped VM.
+#[test]
+fn a_source_relay_that_is_killed_while_memory_follows_is_replaced() -> Result<()> {
+    let mut following = Following::set_out(&[])?;
+    following.await_some(20_000_000)?;
+    following.sender.signal(Signal::KILL)?;
+    let received = following.received()?;
+    ensure!(
+        following.sender.stderr().contains("all memory has arrived"),
+        "{}",
+        following.sender.stderr()
+    );
+    assert_eq!(following.pair.source.status()?, "postmigrate");
+    results::record("post_copy_killed", &json!({"received": received}))
+}
+
+/// Where only the relay has what follows, that is said before, and after.
+#[test]
+fn what_only_the_relay_has_is_lost_with_it_and_that_is_said() -> Result<()> {
+    let mut following = Following::set_out(&["--copy-held"])?;
+    let warned = |event: &Value| {
+        let text = event["text"].as_str().unwrap_or("");
+        text.contains("if this process dies while memory follows")
+    };
+    following.sender.await_matching("note", warned, SHORT)?;
+    following.await_some(10_000_000)?;
+    following.sender.signal(Signal::KILL)?;
+    let deadline = std::time::Instant::now() + SHORT;
+    while !following.sender.stderr().contains("is lost, and with it") {
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "{}",
+            following.sender.stderr()
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(following.pair.source.status()?, "postmigrate");
+    Ok(())
+}
+
+/// Moves a VM to a QEMU that does not start it, and compares.
+fn memory_is_equal(agent: bool, more: &[&str]) -> Result<Value> {
+    let options = guest(agent);
+    let mut waiting = options.as_destination();
+    waiting.paused = true;
+    let mut pair = Pair::with(&options, &waiting, Some("1gbit"))?;
+    start_writer(&mut pair.source, 200, 0, "full")?;
+    let list = pair.lab.run_dir().join("left-behind");
+    let mut receiver = pair.receive(&["--once"])?;
+    let (channel, left) = (
+        pair.source.agent_path().display().to_string(),
+        list.display().to_string(),
+    );
+    let mut words = vec!["--protocol", "post-copy"];
+    if agent {
+        drop(connect_agent(&pair.source)?);
+        words.extend(["--agent", &channel, "--left-behind", &left]);
+    }
+    words.extend(more);
+    let summary = pair.send(&words)?.summary(MIGRATION_LIMIT)?;
+    assert_eq!(receiver.exit(SHORT)?, 0, "{:?}", receiver.events());
+    ensure!(followed(&summary)? > 10_000, "{summary}");
+    ensure!(summary["running_at_destination"] == false, "{summary}");
+    let left = match agent {
+        true => left_behind(&list)?,
+        false => Vec::new(),
+    };
+    let diff = ram::compare(&mut pair.source, &mut pair.destination)?;
+    let frames = diff.differing.iter().map(|address| address / 4096);
+    let wrong: Vec<u64> = frames
+        .filter(|frame| !left.iter().any(|run| run.contains(frame)))
+        .collect();
+    ensure!(wrong.is_empty(), "frames differ: {wrong:x?}");
+    pair.destination.qmp("cont", &json!({}))?;
+    await_writing(&mut pair.destination)?;
+    verify_writer(&mut pair.destination)?;
+    Ok(summary)
+}
+
+#[test]
+fn memory_that_has_followed_is_equal_to_the_byte() -> Result<()> {
+    let read = memory_is_equal(true, &[])?;
+    let copied = memory_is_equal(true, &["--copy-held"])?;
+    results::record(
+        "post_copy_memory",
+        &json!({"read": read, "copied": copied}),
+    )
+}
+
+/// Nobody says whose memory it is: whatever has not been sent once by the switchover follows.
+#[test]
+fn a_vm_without_an_agent_runs_before_its_memory_is_there() -> Result<()> {
+    let summary = memory_is_equal(false, &["--audit"])?;
+    ensure!(summary["audit"]["differing"] == 0, "{summary}");
+    results::record("post_copy_whole", &json!({"summary": summary}))
 }

@@ -12,7 +12,7 @@ use wire::{Frame, Ledger, Message, put_control};
 use super::{Follow, QMP_LIMIT, Watch};
 use crate::buffer::{Filled, Input, Output};
 use crate::guest_ram::GuestRam;
-use crate::net::{Channel, Connector, Link};
+use crate::net::{Channel, Connector, Hurry, Link};
 use crate::poll::wait;
 
 /// Longest try to connect.
@@ -164,7 +164,7 @@ struct Conversation {
 impl Conversation {
     fn new(link: Link) -> Self {
         let mut channel = Channel::new(link, Ledger::new(KEPT_MAX, ACK_EVERY));
-        channel.hurry();
+        channel.hurry(Hurry { rate: None });
         Conversation {
             channel,
             input: Input::default(),

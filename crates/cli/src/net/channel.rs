@@ -32,7 +32,14 @@ pub(crate) struct Channel {
     peer: SocketAddr,
     round_trip: Option<Duration>,
     /// Somebody waits for what is said.
-    hurries: bool,
+    hurry: Option<Hurry>,
+}
+
+/// Somebody waits for what is said: next to nothing is queued in front of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hurry {
+    /// Bytes a second that the network carries, if that is known.
+    pub(crate) rate: Option<u64>,
 }
 
 /// Which way the stream goes in chunks.
@@ -65,15 +72,16 @@ impl Channel {
             stripes: Stripes::None,
             turn: 0,
             ledger: Some(ledger),
-            hurries: false,
+            hurry: None,
         }
     }
 
-    /// From here on somebody waits for what is said: next to nothing is queued in front of it.
-    pub(crate) fn hurry(&mut self) {
-        self.hurries = true;
+    /// From here on somebody waits for what is said.
+    pub(crate) fn hurry(&mut self, hurry: Hurry) {
+        self.hurry = Some(hurry);
+        let share = self.lanes.len().max(1) as u64;
         for lane in &self.lanes {
-            lane.link.hurry();
+            lane.link.hurry(hurry.rate.map(|rate| rate / share));
         }
     }
 
@@ -298,8 +306,8 @@ impl Channel {
         let ledger = self.ledger.as_mut().ok_or(WireError::BadPosition)?;
         let again = ledger.resume(at)?;
         self.lanes = links.into_iter().map(Lane::new).collect();
-        if self.hurries {
-            self.hurry();
+        if let Some(hurry) = self.hurry {
+            self.hurry(hurry);
         }
         let ledger = self.ledger.as_mut().ok_or(WireError::BadPosition)?;
         self.turn = 0;

@@ -22,6 +22,11 @@ const UNSENT_MAX: u32 = 256 << 10;
 /// The same while somebody waits for what is sent: a tenth of a millisecond at 1 Gbit/s.
 const UNSENT_IN_A_HURRY: u32 = 16 << 10;
 
+/// What may wait on the way then, beyond what a round trip takes.
+const QUEUE_IN_A_HURRY: Duration = Duration::from_micros(500);
+/// So much may be on its way in any case.
+const WINDOW_MIN: usize = 32 << 10;
+
 /// A connection to the peer.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -55,10 +60,20 @@ impl Link {
         self.stream.as_fd()
     }
 
-    /// From here on somebody waits for what is sent.
-    pub(crate) fn hurry(&self) {
+    /// From here on somebody waits for what is sent, which goes at so many bytes a second, if that is
+    /// known. TCP would fill whatever queue it finds on the way: it is kept from having more on its
+    /// way than it takes to go on without a gap.
+    pub(crate) fn hurry(&self, rate: Option<u64>) {
+        let socket = socket2::SockRef::from(&self.stream);
         // If the kernel will not, they wait a little longer.
-        let _ = socket2::SockRef::from(&self.stream).set_tcp_notsent_lowat(UNSENT_IN_A_HURRY);
+        let _ = socket.set_tcp_notsent_lowat(UNSENT_IN_A_HURRY);
+        if let Some(rate) = rate {
+            let time = self.round_trip.unwrap_or_default() + QUEUE_IN_A_HURRY;
+            let window = u128::from(rate) * time.as_micros() / 1_000_000;
+            let window = usize::try_from(window).unwrap_or(usize::MAX);
+            // The kernel doubles it, for what it needs besides.
+            let _ = socket.set_send_buffer_size(window.max(WINDOW_MIN));
+        }
     }
 
     pub(crate) fn peer(&self) -> SocketAddr {

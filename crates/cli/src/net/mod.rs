@@ -20,7 +20,7 @@ mod plain;
 mod protection;
 mod tls;
 
-pub(crate) use channel::{Channel, Side};
+pub(crate) use channel::{Channel, Hurry, Side};
 pub(crate) use connect::{ConnectError, Connector, host_of};
 pub(crate) use credentials::certificates;
 pub(crate) use door::{Door, refuse};

@@ -13,7 +13,7 @@ use crate::args::{ProtocolArg, SendArgs, StallArg};
 use crate::buffer::Input;
 use crate::exit::Exit;
 use crate::guardian::Follow;
-use crate::net::{Channel, Link};
+use crate::net::{Channel, Hurry, Link};
 use crate::report::{Event, Following, UNEQUAL, bytes};
 
 /// Bytes that may wait for the link: whatever the VM asks for waits behind them.
@@ -115,7 +115,7 @@ impl Session<'_> {
         self.cut = None;
         self.ticket = None;
         self.channel = Channel::new(link, Ledger::new(KEPT_MAX, ACK_EVERY));
-        self.channel.hurry();
+        self.hurry();
         self.input = Input::default();
         self.decoder = wire::Decoder::new();
         self.output.begin_anew();
@@ -124,6 +124,13 @@ impl Session<'_> {
         self.report.tell(&Event::Note {
             text: format!("connected anew: {}", self.channel.describe()),
         });
+    }
+
+    /// The VM waits for what is sent.
+    pub(super) fn hurry(&mut self) {
+        let rate = self.output.link_rate();
+        self.channel.hurry(Hurry { rate });
+        crate::hurry();
     }
 
     /// This process cannot go on: the guardian does.

@@ -311,8 +311,7 @@ impl<'a> Session<'a> {
         })?;
         self.engine.commit_recorded(self.output.tail());
         if self.must_go_on() {
-            self.channel.hurry();
-            crate::hurry();
+            self.hurry();
         }
         self.times.committed = wall_clock();
         self.report.tell(&Event::Committed);

@@ -18,7 +18,7 @@ use std::time::Duration;
 use depgraph::ProcessId;
 
 use crate::pilot::{
-    Job, LEAD, READ_RATE, SAMPLE, SETTLING_PASSES, SMALL_BYTES, Spared, WINDOW_MIN, is_quiet, pause,
+    Job, LEAD, SAMPLE, SETTLING_PASSES, SMALL_BYTES, Spared, WINDOW_MIN, is_quiet, pause,
     stages,
 };
 pub use dirtying::Dirtying;
@@ -45,6 +45,8 @@ const ZERO: u64 = 100;
 const ROUNDING: Duration = Duration::from_millis(1);
 /// Dirty rates that are tried for the odds: from half to twice what was seen.
 const TRIED: i32 = 10;
+/// Bytes a second that a relay reads of memory that follows: nothing is done with it.
+const PASSED_BY: f64 = 2e9;
 /// A stage stands this long after it was asked for.
 const FREEZING: f64 = 0.15;
 
@@ -357,13 +359,12 @@ fn follows(following: &[Candidate], walk: f64, factor: f64, most: f64) -> Follow
     let hot: f64 = following.iter().map(|one| real(one.job.hot_bytes)).sum();
     let bytes = hot.max(dirtied(walk)).min(most);
     // Each pass over it takes as long as reading what was written in the one before.
-    let read = real(READ_RATE);
-    let first = bytes / read;
-    let second = dirtied(first) / read;
+    let first = bytes / PASSED_BY;
+    let second = dirtied(first) / PASSED_BY;
     Follows {
         bytes,
         reading: first + second,
-        last: dirtied(second).min(bytes) / read,
+        last: dirtied(second).min(bytes) / PASSED_BY,
     }
 }
 

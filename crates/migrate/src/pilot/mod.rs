@@ -71,7 +71,7 @@ const ALMOST_SENT: Duration = Duration::from_millis(50);
 /// Nobody stands for longer than this because the connection is lost.
 const CUT_PATIENCE: Duration = Duration::from_secs(1);
 /// About what a relay reads of pages that are held, in bytes a second.
-pub(crate) const READ_RATE: u64 = 500_000_000;
+const READ_RATE: u64 = 500_000_000;
 /// So much memory is read before it is known whose it is: the link need not wait for the agent, and
 /// the lowest memory is mostly the kernel's.
 const EARLY: u64 = 16 << 20;
