@@ -139,6 +139,27 @@ fn a_source_relay_that_is_killed_while_memory_follows_is_replaced() -> Result<()
     results::record("post_copy_killed", &json!({"received": received}))
 }
 
+/// Its guardian starts another, which asks QEMU what it has.
+#[test]
+fn a_destination_relay_that_is_killed_while_memory_follows_is_replaced() -> Result<()> {
+    let mut following = Following::set_out(&[])?;
+    following.await_some(20_000_000)?;
+    following.receiver.signal(Signal::KILL)?;
+    let taken_over = |event: &Value| {
+        let text = event["text"].as_str().unwrap_or("");
+        text.starts_with("took over session")
+    };
+    following
+        .receiver
+        .await_matching("note", taken_over, SHORT)?;
+    let summary = following.sender.summary(MIGRATION_LIMIT)?;
+    followed(&summary)?;
+    following.receiver.await_event("received", SHORT)?;
+    await_writing(&mut following.pair.destination)?;
+    verify_writer(&mut following.pair.destination)?;
+    results::record("post_copy_taken_over", &json!({"summary": summary}))
+}
+
 /// Where only the relay has what follows, that is said before, and after.
 #[test]
 fn what_only_the_relay_has_is_lost_with_it_and_that_is_said() -> Result<()> {
@@ -206,10 +227,7 @@ fn memory_is_equal(agent: bool, more: &[&str]) -> Result<Value> {
 fn memory_that_has_followed_is_equal_to_the_byte() -> Result<()> {
     let read = memory_is_equal(true, &[])?;
     let copied = memory_is_equal(true, &["--copy-held"])?;
-    results::record(
-        "post_copy_memory",
-        &json!({"read": read, "copied": copied}),
-    )
+    results::record("post_copy_memory", &json!({"read": read, "copied": copied}))
 }
 
 /// Nobody says whose memory it is: whatever has not been sent once by the switchover follows.

@@ -220,6 +220,10 @@ pub struct ReceiveArgs {
     #[arg(long)]
     pub once: bool,
 
+    /// Goes on where another has died: for its guardian.
+    #[arg(long, hide = true)]
+    pub take_over: bool,
+
     #[command(flatten)]
     /// The connection.
     pub net: NetArgs,

@@ -370,6 +370,12 @@ impl Vm {
         Ok(())
     }
 
+    /// Goes on with a post-copy migration that has broken off, from `uri`.
+    pub fn migrate_recover(&mut self, uri: &str) -> Result<(), Error> {
+        self.ask("migrate-recover", &json!({"uri": uri}))?;
+        Ok(())
+    }
+
     /// Begins to take a migration from `uri`.
     pub fn migrate_incoming(&mut self, uri: &str) -> Result<(), Error> {
         self.ask("migrate-incoming", &json!({"uri": uri}))?;

@@ -24,7 +24,9 @@ pub mod pilot;
 mod source;
 mod table;
 
-pub use destination::{Destination, DestinationAction, DestinationPhase, FaultNews, Outputs};
+pub use destination::{
+    Destination, DestinationAction, DestinationPhase, FaultNews, Outputs, Remains,
+};
 pub use fault::Fault;
 pub use guest_map::MappedRam;
 pub use holds::{Group, GroupFigures, Left, Treatment};

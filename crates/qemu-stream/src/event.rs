@@ -134,6 +134,10 @@ pub mod command {
     pub const POSTCOPY_RAM_DISCARD: u16 = 6;
     /// A stream of a given length follows, to be read before it is acted upon.
     pub const PACKAGED: u16 = 7;
+    /// The destination is to go on after its stream has broken off.
+    pub const POSTCOPY_RESUME: u16 = 9;
+    /// The destination is to say what it has of a block.
+    pub const RECV_BITMAP: u16 = 10;
     /// The source has stopped its VM (machine types from 10.0 on).
     pub const SWITCHOVER_START: u16 = 11;
 }

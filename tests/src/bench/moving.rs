@@ -157,11 +157,8 @@ fn by_qemu(
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,
         stopped_after_ms: report.stopped_after_ms,
-        free_after_ms: matches!(
-            mode,
-            stock::Mode::PostCopy | stock::Mode::PostCopyPreempt
-        )
-        .then_some(report.total_ms),
+        free_after_ms: matches!(mode, stock::Mode::PostCopy | stock::Mode::PostCopyPreempt)
+            .then_some(report.total_ms),
         link_bytes: report.wire_bytes,
         passes: report.passes,
         source_qemu_cpu_s: report.source_cpu_s,

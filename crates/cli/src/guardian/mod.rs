@@ -20,6 +20,7 @@
 //! ignores the signals that end its parent.
 
 mod follow;
+mod keeper;
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -32,6 +33,9 @@ use migrate::put_verdict;
 use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 use wire::{Frame, Message, put_control};
+
+use keeper::Keep;
+pub(crate) use keeper::Keeper;
 
 use crate::buffer::{Filled, Input, Output};
 use crate::control::keep_in_doubt;
@@ -86,6 +90,8 @@ pub(crate) struct Follow {
 enum Order {
     Guard(Box<Watch>),
     Commit(Option<Box<Follow>>),
+    /// Of a destination half.
+    Keep(Box<Keep>),
     Done,
 }
 
@@ -167,6 +173,7 @@ pub(crate) fn run() -> io::Result<()> {
     let mut watch = None;
     let mut committed = false;
     let mut follow = None;
+    let mut kept = None;
     for line in BufReader::new(io::stdin().lock()).lines() {
         let Ok(order) = line.and_then(|line| Ok(serde_json::from_str(&line)?)) else {
             break;
@@ -177,11 +184,19 @@ pub(crate) fn run() -> io::Result<()> {
                 committed = true;
                 follow = memory;
             }
+            // Nobody waits for an answer.
+            Order::Keep(keep) => {
+                kept = Some(keep);
+                continue;
+            }
             Order::Done => return Ok(()),
         }
         let mut stdout = io::stdout().lock();
         // Should the source half be gone already, the end of its pipe comes next.
         let _ = stdout.write_all(b"+").and_then(|()| stdout.flush());
+    }
+    if let Some(kept) = kept {
+        return keeper::take_over(&kept);
     }
     if let (Some(watch), Some(follow)) = (&watch, &follow) {
         return follow::go_on(watch, follow);

@@ -41,7 +41,9 @@ impl Session<'_, '_> {
         }
         let text = if self.must_wait_for_the_source() {
             let awaited = bytes(self.engine.awaited_bytes());
-            format!("{why}; the VM here needs {awaited} that have not come: waiting for it to come back")
+            format!(
+                "{why}; the VM here needs {awaited} that have not come: waiting for it to come back"
+            )
         } else {
             let limit = humantime::format_duration(self.receiver.args.net.reconnect);
             format!("{why}; waiting for it to come back for {limit}")

@@ -7,8 +7,11 @@ mod newcomer;
 mod outcome;
 mod session;
 mod start;
+mod takeover;
 mod thaw;
 mod told;
+
+use std::time::Duration;
 
 use hypervisor::{Vm, VmFacts, check_destination};
 use rustix::event::{PollFd, PollFlags};
@@ -23,6 +26,10 @@ use crate::report::{Event, Report, reporter};
 use crate::send::{Failure, tell_findings};
 use crate::signals::Signals;
 use session::{Ending, Session};
+pub(crate) use takeover::Takeover;
+
+/// Longest wait for QEMU's monitor after another half has died.
+const TAKE_OVER_LIMIT: Duration = Duration::from_secs(30);
 
 /// What waits for a VM.
 pub(crate) struct Receiver<'a> {
@@ -59,11 +66,18 @@ type Prepared = (Signals, Door, Vm, VmFacts);
 fn prepare(args: &ReceiveArgs, report: &mut dyn Report) -> Result<Prepared, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
     let signals = Signals::install().map_err(|e| failed(&e))?;
-    let mut vm = Vm::connect(&args.qmp, QMP_CONNECT_LIMIT).map_err(|e| failed(&e))?;
-    let findings = check_destination(&mut vm).map_err(|e| failed(&e))?;
-    tell_findings(&findings, report)?;
+    let limit = match args.take_over {
+        // QEMU has yet to notice that its last client has died.
+        true => TAKE_OVER_LIMIT,
+        false => QMP_CONNECT_LIMIT,
+    };
+    let mut vm = Vm::connect(&args.qmp, limit).map_err(|e| failed(&e))?;
     let mut facts = vm.facts().map_err(|e| failed(&e))?;
-    facts.no_post_copy = vm.hindrance_of_post_copy().map_err(|e| failed(&e))?;
+    if !args.take_over {
+        let findings = check_destination(&mut vm).map_err(|e| failed(&e))?;
+        tell_findings(&findings, report)?;
+        facts.no_post_copy = vm.hindrance_of_post_copy().map_err(|e| failed(&e))?;
+    }
     let protection = Protection::from_args(&args.net);
     let door = Door::open(&args.listen, &protection, &args.tls_allow)?;
     Ok((signals, door, vm, facts))
@@ -85,6 +99,16 @@ impl Receiver<'_> {
             self.report.tell(&Event::Listening {
                 address: address.to_string(),
             });
+        }
+        if self.args.take_over {
+            return match Takeover::read() {
+                Ok(from) => takeover::exit_of(self.take_over(from)),
+                Err(failure) => fail(
+                    self.report.as_mut(),
+                    &failure,
+                    "the QEMU here was not touched",
+                ),
+            };
         }
         loop {
             let link = match self.next_connection() {

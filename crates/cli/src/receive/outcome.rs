@@ -19,6 +19,9 @@ impl Session<'_, '_> {
     /// The VM is here.
     pub(super) fn moved(mut self, trouble: Option<String>) -> Ending {
         self.has_thawed();
+        if let Some(keeper) = self.keeper.take() {
+            keeper.done();
+        }
         if let Some(connection) = &mut self.link {
             let _ = connection
                 .channel
@@ -57,6 +60,9 @@ impl Session<'_, '_> {
     /// Something failed after the commit has come and before QEMU has said that the VM is
     /// started. The VM belongs here now: whatever state it is in, it is not thrown away.
     pub(super) fn starting_failed(mut self, failure: &Failure) -> Ending {
+        if let Some(keeper) = self.keeper.take() {
+            keeper.done();
+        }
         let state = self.receiver.vm.status();
         if let Ok(RunState::Running) = state {
             let started = Started {
@@ -85,6 +91,9 @@ impl Session<'_, '_> {
     /// The VM runs here, and part of its memory will never come.
     pub(super) fn memory_is_lost(mut self, failure: &Failure) -> Ending {
         self.has_thawed();
+        if let Some(keeper) = self.keeper.take() {
+            keeper.done();
+        }
         let awaited = bytes(self.engine.awaited_bytes());
         self.receiver.report.tell(&Event::Failed {
             exit: Exit::NeedsHelp as u8,

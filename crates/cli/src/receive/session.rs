@@ -22,6 +22,7 @@ use super::start::Start;
 use super::thaw::Thawing;
 use crate::buffer::{Filled, Input, Output};
 use crate::exit::Exit;
+use crate::guardian::Keeper;
 use crate::net::{Channel, Link};
 use crate::poll::wait;
 use crate::random;
@@ -35,7 +36,7 @@ const KEPT_MAX: usize = 1 << 20;
 /// Received bytes after which the source gets a word, so that it need not keep them.
 const ACK_EVERY: u64 = 1 << 20;
 /// How long a started VM's relay waits for a source that may not know yet.
-const LINGER: Duration = Duration::from_secs(60);
+pub(super) const LINGER: Duration = Duration::from_secs(60);
 /// Guest memory that a source may describe beyond twice what this QEMU has: firmware, video
 /// memory and the like.
 const MEMORY_SLACK: u64 = 1 << 30;
@@ -79,11 +80,13 @@ pub(super) struct Session<'r, 'a> {
     pub(super) thawing: Option<Thawing>,
     /// What the VM waits for.
     pub(super) faults: Faults,
-    linger_until: Option<Instant>,
+    pub(super) linger_until: Option<Instant>,
     /// Whether the VM runs here.
     pub(super) running: bool,
     /// Processes that the agent thawed.
     pub(super) thawed: Option<u32>,
+    /// Starts another half if this one dies while memory follows.
+    pub(super) keeper: Option<Keeper>,
 }
 
 /// What is spoken over with the source.
@@ -97,10 +100,10 @@ pub(super) struct Connection {
 }
 
 pub(super) struct Qemu {
-    socket: UnixStream,
-    input: Input,
-    parser: ReturnPathParser,
-    closed: bool,
+    pub(super) socket: UnixStream,
+    pub(super) input: Input,
+    pub(super) parser: ReturnPathParser,
+    pub(super) closed: bool,
 }
 
 /// Why the loop was left.
@@ -118,9 +121,16 @@ impl From<Failure> for Stop {
 
 impl<'r, 'a> Session<'r, 'a> {
     pub(super) fn new(receiver: &'r mut Receiver<'a>, link: Link) -> Self {
-        let mut session = Session {
+        let mut session = Self::without_link(receiver, Destination::new());
+        session.connect(link, Input::default());
+        session
+    }
+
+    /// Nobody has connected yet.
+    pub(super) fn without_link(receiver: &'r mut Receiver<'a>, engine: Destination) -> Self {
+        Session {
             receiver,
-            engine: Destination::new(),
+            engine,
             link: None,
             cut: None,
             newcomer: None,
@@ -140,9 +150,8 @@ impl<'r, 'a> Session<'r, 'a> {
             linger_until: None,
             running: false,
             thawed: None,
-        };
-        session.connect(link, Input::default());
-        session
+            keeper: None,
+        }
     }
 
     /// Begins to speak over a connection, of which something has been read.
@@ -190,7 +199,10 @@ impl<'r, 'a> Session<'r, 'a> {
                 }
                 Err(Stop::Failed(failure)) => {
                     return match self.engine.phase() {
-                        phase if phase > DestinationPhase::Ready && self.engine.needs_the_source() => {
+                        phase
+                            if phase > DestinationPhase::Ready
+                                && self.engine.needs_the_source() =>
+                        {
                             self.memory_is_lost(&failure)
                         }
                         DestinationPhase::Starting => self.starting_failed(&failure),
@@ -255,6 +267,7 @@ impl<'r, 'a> Session<'r, 'a> {
                     self.receiver.report.tell(&Event::Committed);
                     if self.engine.needs_the_source() {
                         crate::hurry();
+                        self.have_a_keeper();
                     }
                 }
                 DestinationAction::Started => self.started()?,
@@ -264,6 +277,21 @@ impl<'r, 'a> Session<'r, 'a> {
             }
         }
         Ok(false)
+    }
+
+    /// Before QEMU hears of the commit: should this process die, another takes over.
+    pub(super) fn have_a_keeper(&mut self) {
+        let Some(takeover) = self.takeover() else {
+            return;
+        };
+        match Keeper::start(takeover) {
+            Ok(keeper) => self.keeper = Some(keeper),
+            Err(error) => self.receiver.report.tell(&Event::Note {
+                text: format!(
+                    "there is no guardian ({error}): if this process dies before all memory has come, the VM here is lost"
+                ),
+            }),
+        }
     }
 
     fn admit(&mut self, hello: &Hello) -> Result<(), Stop> {
@@ -608,8 +636,7 @@ impl<'r, 'a> Session<'r, 'a> {
             Ok(Filled::WouldBlock) => return Ok(()),
             Ok(Filled::Closed) => {
                 qemu.closed = true;
-                if self.engine.phase() < DestinationPhase::Started
-                    || self.engine.needs_the_source()
+                if self.engine.phase() < DestinationPhase::Started || self.engine.needs_the_source()
                 {
                     return Err(self.qemu_lost("it closed its stream").into());
                 }

@@ -121,7 +121,10 @@ impl Report for Human {
                 bytes(*follows_bytes)
             )),
             Event::Arrived(following) => {
-                self.say(&format!("all memory has arrived: {}", faults_in_words(following)));
+                self.say(&format!(
+                    "all memory has arrived: {}",
+                    faults_in_words(following)
+                ));
             }
             Event::Received { running, pages, .. } => {
                 self.finish();

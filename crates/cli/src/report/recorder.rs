@@ -151,7 +151,8 @@ impl Recorder {
             Event::Committed => self.mark(now, MarkKind::Committed, "commit".to_owned()),
             Event::Runs { follows_bytes } => {
                 let follows = bytes(*follows_bytes);
-                let text = format!("the VM runs at the destination; {follows} of its memory follow");
+                let text =
+                    format!("the VM runs at the destination; {follows} of its memory follow");
                 self.mark(now, MarkKind::Running, text);
             }
             Event::Arrived(following) => {
@@ -199,7 +200,11 @@ impl Recorder {
     }
 
     fn moved(&mut self, summary: &Summary, now: u64) {
-        let told = self.record.marks.iter().any(|mark| mark.kind == MarkKind::Running);
+        let told = self
+            .record
+            .marks
+            .iter()
+            .any(|mark| mark.kind == MarkKind::Running);
         if summary.running_at_destination && !told {
             let runs = match (self.record.stopped_at_ms, summary.downtime_ms) {
                 (Some(stopped), Some(downtime)) => stopped + whole(downtime),

@@ -58,7 +58,9 @@ impl Session<'_> {
         });
         let text = if self.must_go_on() {
             let left = bytes(self.engine.held_bytes());
-            format!("{why}; the VM there needs {left} that are still here: trying to connect again until it has them")
+            format!(
+                "{why}; the VM there needs {left} that are still here: trying to connect again until it has them"
+            )
         } else {
             let limit = humantime::format_duration(self.args.net.reconnect);
             format!("{why}; trying to connect again for {limit}")

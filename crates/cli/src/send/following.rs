@@ -100,8 +100,7 @@ impl Session<'_> {
     /// All that followed has arrived.
     pub(super) fn arrived(&mut self, followed: Followed) {
         self.times.free = wall_clock();
-        self.report
-            .tell(&Event::Arrived(Following::from(followed)));
+        self.report.tell(&Event::Arrived(Following::from(followed)));
         if !followed.equal {
             self.report.tell(&Event::Note {
                 text: UNEQUAL.into(),

@@ -8,13 +8,16 @@
 //!
 //! QEMU dies of a page that comes twice, so none is passed on that is not awaited.
 
-use qemu_stream::BlockId;
-use qemu_stream::return_path::Message as Rp;
-use roaring::RoaringBitmap;
-use wire::{Digest, Followed, Message, PageRun, PageRuns, put_control};
+use std::ops::Range;
 
-use super::{Destination, DestinationAction, DestinationPhase, Outputs};
-use crate::Fault;
+use qemu_stream::return_path::Message as Rp;
+use qemu_stream::{BlockId, RamBlock};
+use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
+use wire::{Digest, Followed, Message, PageRun, PageRuns, Started, put_control};
+
+use super::{Destination, DestinationAction, DestinationPhase, Outputs, Ram};
+use crate::{Fault, PageTable};
 
 /// The value of the PING behind the devices.
 const DEVICES_FENCE: u32 = 0x756e_6d73;
@@ -146,11 +149,7 @@ impl Destination {
     /// # Panics
     /// If it was not asked for by [`DestinationAction::Arrived`].
     pub fn arrived(&mut self, followed: Followed, peer: &mut Vec<u8>) {
-        assert_eq!(
-            self.following.stage,
-            Stage::Complete,
-            "arrived out of turn"
-        );
+        assert_eq!(self.following.stage, Stage::Complete, "arrived out of turn");
         self.following.stage = Stage::Told;
         let equal = self.following.equal;
         put_control(&Message::Arrived(Followed { equal, ..followed }), peer);
@@ -178,11 +177,7 @@ impl Destination {
             following.awaited.insert_range(slots);
         }
         let page_size = ram.page_size as u64;
-        let bytes = |run: &PageRun| {
-            let first = u64::from(run.first);
-            first * page_size..(first + u64::from(run.count)) * page_size
-        };
-        let ranges = pages.runs.iter().map(bytes);
+        let ranges = pages.runs.iter().map(|run| bytes_of(*run, page_size));
         self.emitter
             .postcopy_discard(BlockId(pages.block), ranges, qemu);
         Ok(())
@@ -324,4 +319,119 @@ impl Destination {
             self.say_if_all_is_here();
         }
     }
+}
+
+/// What a destination half leaves to another that takes its place while memory follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remains {
+    seed: u64,
+    section_id: u32,
+    page_size: usize,
+    /// Names and lengths of the RAM blocks.
+    blocks: Vec<(String, u64)>,
+}
+
+impl Destination {
+    /// What another half would need in the place of this one; nothing unless memory follows.
+    pub fn remains(&self) -> Option<Remains> {
+        let ram = self.ram.as_ref().filter(|_| self.following.any)?;
+        Some(Remains {
+            seed: self.seed,
+            section_id: ram.section_id,
+            page_size: ram.page_size,
+            blocks: ram.blocks.clone(),
+        })
+    }
+
+    /// A half in place of one that has died after its commit. Ask QEMU [what has
+    /// come](Destination::ask_what_has_come) before anything else; whoever sends the rest is told.
+    pub fn in_place_of(session: [u8; 16], remains: &Remains, running: bool) -> Result<Self, Fault> {
+        let mut half = Destination::new();
+        half.session = Some(session);
+        half.seed = remains.seed;
+        half.phase = DestinationPhase::Started;
+        half.started = Some(Started {
+            running,
+            resume_after_us: 0,
+        });
+        let lengths = remains.blocks.iter().map(|(_, length)| *length);
+        let table = PageTable::new(remains.seed, remains.page_size, lengths, u64::MAX)?;
+        let blocks: Vec<RamBlock> = remains
+            .blocks
+            .iter()
+            .map(|(name, length)| RamBlock {
+                name: name.clone(),
+                used_length: *length,
+                page_size: None,
+                region_addr: None,
+            })
+            .collect();
+        half.emitter.set_blocks(&blocks);
+        half.ram = Some(Ram {
+            section_id: remains.section_id,
+            page_size: remains.page_size,
+            blocks: remains.blocks.clone(),
+            table,
+            part_open: false,
+        });
+        half.following.allowed = true;
+        half.following.any = true;
+        half.following.stage = Stage::Coming;
+        Ok(half)
+    }
+
+    /// QEMU says that it has all memory.
+    pub fn has_all(&mut self) {
+        self.following.equal = true;
+        // Whoever asks is told.
+        self.following.stage = Stage::Told;
+    }
+
+    /// Asks QEMU on a new stream what has come, and lets it go on:
+    /// [`has_come`](Destination::has_come) takes its answers.
+    pub fn ask_what_has_come(&mut self, qemu: &mut Vec<u8>) {
+        self.emitter.postcopy_recover(qemu);
+    }
+
+    /// QEMU has these pages of a block, one bit each, and not the others.
+    pub fn has_come(&mut self, block: &[u8], bitmap: &[u8]) -> Result<(), Fault> {
+        let (Some(block), Some(ram)) = (self.emitter.block(block), &self.ram) else {
+            return Err(self.out_of_order("what it has of an unknown RAM block"));
+        };
+        let layout = ram.table.layout();
+        for index in 0..layout.pages_of(block) {
+            let byte = usize::try_from(index / 8).ok();
+            let byte = byte.and_then(|at| bitmap.get(at)).copied().unwrap_or(0);
+            if byte >> (index % 8) & 1 == 0
+                && let Ok(slot) = u32::try_from(layout.slot(block, index)?)
+            {
+                self.following.awaited.insert(slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// Of what was never sent QEMU may have zeros that nobody has put there: it is to have nothing, so
+    /// that it asks when it needs them.
+    pub(super) fn discard_what_never_came(&mut self, qemu: &mut Vec<u8>) {
+        let Some(ram) = &self.ram else {
+            return;
+        };
+        let slots = (0..ram.table.capacity()).filter(|slot| ram.table.is_absent(*slot));
+        let slots = slots.filter_map(|slot| u32::try_from(slot).ok());
+        let never: RoaringBitmap = slots
+            .filter(|slot| !self.following.awaited.contains(*slot))
+            .collect();
+        let page_size = ram.page_size as u64;
+        for pages in ram.table.layout().page_runs(&never) {
+            let ranges = pages.runs.iter().map(|run| bytes_of(*run, page_size));
+            self.emitter
+                .postcopy_discard(BlockId(pages.block), ranges, qemu);
+        }
+    }
+}
+
+fn bytes_of(run: PageRun, page_size: u64) -> Range<u64> {
+    let first = u64::from(run.first);
+    first * page_size..(first + u64::from(run.count)) * page_size
 }

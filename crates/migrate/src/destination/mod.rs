@@ -12,8 +12,8 @@ use wire::{
 };
 
 use crate::{Fault, PageTable};
-pub use following::FaultNews;
 use following::Following;
+pub use following::{FaultNews, Remains};
 
 /// The value of the PING that asks QEMU whether it has loaded everything. Any value that QEMU
 /// itself does not use.
@@ -140,6 +140,8 @@ pub struct Outputs<'a> {
 struct Ram {
     section_id: u32,
     page_size: usize,
+    /// Names and lengths.
+    blocks: Vec<(String, u64)>,
     table: PageTable,
     part_open: bool,
 }
@@ -232,9 +234,7 @@ impl Destination {
     pub fn frame(&mut self, frame: &Frame<'_>, out: &mut Outputs<'_>) -> Result<(), Fault> {
         match frame {
             Frame::Pages(pages) if self.takes_memory() => self.put_pages(*pages, out.qemu),
-            Frame::Packed(packed)
-                if self.takes_memory() && self.uses.has(Capabilities::PACKED) =>
-            {
+            Frame::Packed(packed) if self.takes_memory() && self.uses.has(Capabilities::PACKED) => {
                 let mut decompressor = std::mem::take(&mut self.decompressor);
                 self.put_packed(decompressor.unpack(packed)?, packed.form, out.qemu)?;
                 self.decompressor = decompressor;
@@ -389,9 +389,9 @@ impl Destination {
             (P::Memory, Message::PassEnd(_)) => {}
             (P::Memory, Message::RamEnd) => {
                 self.flush(out.qemu);
-                if let Some(ram) = &self.ram
-                    && !self.following.is_any()
-                {
+                if self.following.is_any() {
+                    self.discard_what_never_came(out.qemu);
+                } else if let Some(ram) = &self.ram {
                     let section_id = ram.section_id;
                     self.emitter.emit(&Event::RamEnd { section_id }, out.qemu);
                     self.emitter.end_section(section_id, out.qemu);
@@ -449,6 +449,11 @@ impl Destination {
         self.ram = Some(Ram {
             section_id: setup.section_id,
             page_size,
+            blocks: setup
+                .blocks
+                .iter()
+                .map(|block| (block.name.clone(), block.used_length))
+                .collect(),
             table,
             part_open: false,
         });

@@ -18,8 +18,7 @@ use std::time::Duration;
 use depgraph::ProcessId;
 
 use crate::pilot::{
-    Job, LEAD, SAMPLE, SETTLING_PASSES, SMALL_BYTES, Spared, WINDOW_MIN, is_quiet, pause,
-    stages,
+    Job, LEAD, SAMPLE, SETTLING_PASSES, SMALL_BYTES, Spared, WINDOW_MIN, is_quiet, pause, stages,
 };
 pub use dirtying::Dirtying;
 use dirtying::{real, whole};

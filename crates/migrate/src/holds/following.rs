@@ -65,7 +65,11 @@ impl Holds {
     /// follow.
     pub(crate) fn rest_follows(&mut self) {
         self.over = true;
-        let must_go: RoaringBitmap = self.held.iter().filter(|slot| self.must_go(*slot)).collect();
+        let must_go: RoaringBitmap = self
+            .held
+            .iter()
+            .filter(|slot| self.must_go(*slot))
+            .collect();
         let rest = &self.held - &must_go;
         self.following.cool |= &self.due;
         self.following.cool &= &rest;

@@ -189,10 +189,7 @@ impl Source {
 
     /// All that follows has been put: says so, once.
     pub(super) fn say_if_all_is_sent(&mut self, out: &mut Vec<u8>) {
-        let under_way = matches!(
-            self.phase,
-            SourcePhase::Committed | SourcePhase::Following
-        );
+        let under_way = matches!(self.phase, SourcePhase::Committed | SourcePhase::Following);
         let all = under_way && self.has_put_all() && !self.following.all_sent;
         if let Some(memory) = &mut self.memory
             && all

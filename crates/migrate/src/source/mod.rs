@@ -15,8 +15,8 @@ use wire::{
 
 use crate::{Fault, PageTable};
 use audit::Audit;
-use following::Following;
 pub use audit::Expected;
+use following::Following;
 use memory::Memory;
 pub use memory::{GuestMemory, KeepBack, NoGuestMemory, WalkPosition};
 

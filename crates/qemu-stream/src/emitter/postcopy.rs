@@ -70,6 +70,18 @@ impl Emitter {
         self.last_block = None;
     }
 
+    /// Appends the beginning of another stream, after one has broken off: the destination is to say
+    /// what it has of each block, and to go on.
+    pub fn postcopy_recover(&mut self, out: &mut Vec<u8>) {
+        for name in self.names.clone() {
+            let mut payload = Vec::with_capacity(name.len() + 1);
+            put_str8(name.as_bytes(), &mut payload);
+            self.command(command::RECV_BITMAP, &payload, out);
+        }
+        self.command(command::POSTCOPY_RESUME, &[], out);
+        self.last_block = None;
+    }
+
     /// Appends the end of the memory and of the stream.
     pub fn postcopy_end(&mut self, section_id: u32, out: &mut Vec<u8>) {
         out.push(raw::END);
@@ -143,6 +155,10 @@ mod tests {
         out.clear();
         emitter.page(BlockId(0), 4096, &[1; 8], &mut out);
         assert_eq!(out[8..12], [3, b'r', b'a', b'm']);
+        out.clear();
+        emitter.postcopy_recover(&mut out);
+        let ask = [8, 0, 10, 0, 4, 3, b'r', b'a', b'm'];
+        assert_eq!(out, [&ask[..], &[8, 0, 9, 0, 0]].concat());
         out.clear();
         emitter.postcopy_end(2, &mut out);
         assert_eq!(out.len(), 5 + 13 + 1);

@@ -281,7 +281,8 @@ fn following(groups: &[Group<'_>], rows: &mut Vec<Row>) {
     };
     let frozen = ours.trials.iter().filter(frozen).count();
     rows.push(Row {
-        what: "W1, post-copy: the job verifies to the byte; runs in which anything was frozen".into(),
+        what: "W1, post-copy: the job verifies to the byte; runs in which anything was frozen"
+            .into(),
         bound: format!("{all}, 0"),
         seen: format!("{verified}, {frozen}"),
         met: Some(verified == all && frozen == 0),
