@@ -183,7 +183,7 @@ fn a_destination_does_not_expect_a_file() {
         })
     });
     assert_eq!(check_destination(&mut vm).unwrap().blockers().count(), 0);
-    let saved = Saved::plan_destination(&mut vm).unwrap();
+    let saved = Saved::plan_destination(&mut vm, false).unwrap();
     saved.apply(&mut vm).unwrap();
     saved.restore(&mut vm).unwrap();
     let set = |state: bool| json!([{"capability": "mapped-ram", "state": state}]);

@@ -113,6 +113,7 @@ mod tests {
         let ram = HostRam {
             block: "pc.ram".into(),
             length: 8192,
+            page_size: 4096,
             address: Some(content.as_ptr() as u64),
         };
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -135,6 +136,7 @@ mod tests {
             let ram = HostRam {
                 block: "pc.ram".into(),
                 length,
+                page_size: 4096,
                 address,
             };
             Block::find(std::process::id(), maps, &ram).is_some()

@@ -184,6 +184,7 @@ mod tests {
         let ram = hypervisor::HostRam {
             block: "pc.ram".into(),
             length: content.len() as u64,
+            page_size: 4096,
             address: Some(content.as_ptr() as u64),
         };
         GuestRam {

@@ -178,7 +178,7 @@ fn each_qemu_is_asked_for_what_it_knows_and_what_differs() {
 fn a_destination_keeps_the_return_path() {
     let script = capable(NEW, &["return-path", "postcopy-ram", "x-ignore-shared"]);
     let mut vm = script.vm();
-    let saved = Saved::plan_destination(&mut vm).unwrap();
+    let saved = Saved::plan_destination(&mut vm, false).unwrap();
     assert_eq!(
         switched(&script, &mut vm, &saved),
         [
@@ -188,6 +188,50 @@ fn a_destination_keeps_the_return_path() {
         ]
     );
     assert!(script.commands("migrate-set-parameters").is_empty());
+}
+
+#[test]
+fn a_destination_that_takes_memory_later_serves_faults() {
+    let script = capable(NEW, &["events"]);
+    let mut vm = script.vm();
+    let saved = Saved::plan_destination(&mut vm, true).unwrap();
+    let on = ("postcopy-ram".to_owned(), true, false);
+    assert_eq!(switched(&script, &mut vm, &saved), [on]);
+}
+
+/// A QEMU with these blocks, which agrees to serve faults or not.
+fn asked_for_post_copy(blocks: &'static str, agrees: bool) -> Option<String> {
+    let script = qemu("inmigrate", move |command, arguments| {
+        let answer = match command {
+            "query-migrate-capabilities" => json!([{"capability": "postcopy-ram", "state": false}]),
+            "human-monitor-command" => json!(blocks),
+            "migrate-set-capabilities" if agrees => json!({}),
+            "migrate-set-capabilities" => {
+                assert_eq!(arguments["capabilities"][0]["state"], true);
+                return Some(Some(Err("Postcopy is not supported".into())));
+            }
+            _ => return None,
+        };
+        Some(Some(Ok(answer)))
+    });
+    let hindrance = script.vm().hindrance_of_post_copy().unwrap();
+    let switched = script.commands("migrate-set-capabilities").len();
+    assert!(switched == 0 || switched == 1 + usize::from(agrees));
+    hindrance
+}
+
+#[test]
+fn what_stands_in_the_way_of_post_copy_is_found_out_beforehand() {
+    let small = "pc.ram 4 KiB 0x0 0x10000000 0x10000000 0x7fd2a7e00000 rw";
+    assert_eq!(asked_for_post_copy(small, true), None);
+    let refused = asked_for_post_copy(small, false).unwrap();
+    assert!(refused.contains("not supported") && refused.contains("userfaultfd"));
+    let huge = asked_for_post_copy(
+        "mem 2 MiB 0x0 0x10000000 0x10000000 0x7fd2a7e00000 rw",
+        true,
+    );
+    let huge = huge.unwrap();
+    assert!(huge.contains("`mem`") && huge.contains("4 KiB"), "{huge}");
 }
 
 #[test]

@@ -181,7 +181,7 @@ mod tests {
             sample(200, 600_000, 0, 640_000),
             sample(300, 900_000, 0, 700_000),
         ];
-        assert_eq!(sums(&samples), [900_000, 0, 0, 0, 40_000]);
+        assert_eq!(sums(&samples), [900_000, 0, 0, 0, 0, 40_000]);
         for bin in bins(&samples, Span { from: 0, to: 300 }) {
             assert!(bin.bytes.iter().all(|bytes| *bytes >= 0.0), "{bin:?}");
         }

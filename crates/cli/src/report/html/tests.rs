@@ -50,6 +50,8 @@ fn summary() -> Summary {
         wire_bytes: 415_000_000,
         compressed: None,
         audit: None,
+        followed: None,
+        source_free_ms: None,
         guest_memory_bytes: 1 << 30,
         counts: PageCounts {
             pages_sent: 101_140,
