@@ -30,6 +30,19 @@ fn followed(summary: &Value) -> Result<u64> {
 
 #[test]
 fn a_job_that_outruns_the_link_runs_on_and_its_memory_follows() -> Result<()> {
+    results::record("post_copy", &a_job_runs_on()?)
+}
+
+/// None of many is lost.
+#[test]
+#[ignore = "takes five minutes: make test-slow"]
+fn twenty_runs_in_a_row_lose_nothing() -> Result<()> {
+    let runs = (0..20).map(|_| a_job_runs_on());
+    let runs: Vec<Value> = runs.collect::<Result<_>>()?;
+    results::record("post_copy_twenty_runs", &json!(runs))
+}
+
+fn a_job_runs_on() -> Result<Value> {
     let mut pair = Pair::new(&guest(true))?;
     start_writer(&mut pair.source, 300, 0, "full")?;
     let client = Running::redis(&pair.lab, 100)?;
@@ -56,7 +69,7 @@ fn a_job_that_outruns_the_link_runs_on_and_its_memory_follows() -> Result<()> {
         (0, 0, 0),
         "{redis:?}"
     );
-    results::record("post_copy", &json!({"summary": summary, "redis": redis}))
+    Ok(json!({"summary": summary, "redis": redis}))
 }
 
 /// A guest of which 200 MiB follow over a slow link, on its way.

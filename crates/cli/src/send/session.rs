@@ -76,6 +76,8 @@ pub(crate) struct Session<'a> {
     pub(super) destination_qemu: String,
     /// The VM's memory, where it can be read from outside.
     pub(super) ram: Option<GuestRam>,
+    /// It has turned out that it cannot: what is held takes this host's memory.
+    pub(super) copies_are_made: bool,
     pub(super) auditor: Option<Auditor>,
     /// What an audit has found.
     pub(super) audited: Option<Audited>,
@@ -170,6 +172,7 @@ impl<'a> Session<'a> {
             was_running: false,
             destination_qemu: String::new(),
             ram: None,
+            copies_are_made: false,
             auditor: None,
             audited: None,
             hook: None,

@@ -110,13 +110,15 @@ impl Session<'_> {
             if let Some(ram) = self.ram.as_mut().filter(|ram| ram.is_unknown()) {
                 match ram.watch(&event, qemu.parser.blocks()) {
                     Verdict::Unknown => {}
-                    Verdict::Same if self.args.copy_held || !ram.is_complete() => {}
+                    Verdict::Same if self.args.copy_held => {}
+                    Verdict::Same if !ram.is_complete() => self.copies_are_made = true,
                     Verdict::Same => self.engine.leave_in_guest(),
                     Verdict::Other(why) if self.auditor.is_some() => {
                         return Err(Failure::Failed(format!("the VM cannot be audited: {why}")));
                     }
                     Verdict::Other(why) => {
                         self.ram = None;
+                        self.copies_are_made = true;
                         self.report.tell(&report::Event::Note {
                             text: format!("the VM's memory is not read from QEMU's process: {why}"),
                         });
@@ -124,6 +126,11 @@ impl Session<'_> {
                 }
             }
             qemu.input.consume(used);
+        }
+        if std::mem::take(&mut self.copies_are_made) {
+            let half = self.facts.memory_bytes / 2;
+            let limit = self.args.hold_limit.unwrap_or(half);
+            self.engine.limit_what_is_held(limit);
         }
         if self.engine.phase() != before {
             self.tell_phase();

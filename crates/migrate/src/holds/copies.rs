@@ -38,6 +38,11 @@ impl Copies {
         self.page_size
     }
 
+    /// Keeps at most `limit` pages from now on.
+    pub(super) fn limit(&mut self, limit: usize) {
+        self.limit = limit.min(u32::MAX as usize - CHUNK_PAGES);
+    }
+
     /// What is kept from now on is read from the guest when it goes.
     pub(super) fn leave_in_guest(&mut self) {
         self.in_guest = true;

@@ -151,6 +151,11 @@ impl Holds {
         self.copies.page_size()
     }
 
+    /// At most so many pages are held from now on.
+    pub(crate) fn limit(&mut self, pages: usize) {
+        self.copies.limit(pages);
+    }
+
     /// No more copies are made: what is held is read from the guest when it goes.
     pub(crate) fn leave_in_guest(&mut self) {
         self.copies.leave_in_guest();
@@ -694,5 +699,8 @@ mod tests {
             assert_eq!(fate == Fate::Held, slot < 2, "{slot}");
         }
         assert_eq!(arrive(&mut holds, 1, 2), Fate::Held);
+        holds.limit(3);
+        assert_eq!(arrive(&mut holds, 7, 1), Fate::Held);
+        assert_eq!(arrive(&mut holds, 8, 1), Fate::Forward(Origin::Live));
     }
 }

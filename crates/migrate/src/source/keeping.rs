@@ -126,6 +126,13 @@ impl Source {
         self.with_holds(|holds| holds.link_is_full(full));
     }
 
+    /// At most so many bytes are held from now on.
+    pub fn limit_what_is_held(&mut self, bytes: u64) {
+        let pages = bytes / self.page_size().max(1);
+        let pages = usize::try_from(pages).unwrap_or(usize::MAX);
+        self.with_holds(|holds| holds.limit(pages));
+    }
+
     /// Whether another page can be held.
     pub fn has_room(&self) -> bool {
         let memory = self.memory.as_ref();
