@@ -5,6 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use hypervisor::Vm;
+use migrate::pilot::ASSUMED_LINK;
 use migrate::{Fault, Source, SourceAction};
 use qemu_stream::RamBlock;
 use wire::{Frame, Ledger, Message, put_control};
@@ -164,7 +165,7 @@ struct Conversation {
 impl Conversation {
     fn new(link: Link) -> Self {
         let mut channel = Channel::new(link, Ledger::new(KEPT_MAX, ACK_EVERY));
-        channel.hurry(Hurry { rate: None });
+        channel.hurry(Hurry { rate: ASSUMED_LINK });
         Conversation {
             channel,
             input: Input::default(),

@@ -38,8 +38,9 @@ pub(crate) struct Channel {
 /// Somebody waits for what is said: next to nothing is queued in front of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hurry {
-    /// Bytes a second that the network carries, if that is known.
-    pub(crate) rate: Option<u64>,
+    /// Bytes a second that the network carries, as far as is known. If it carries more, what gets
+    /// through shows it.
+    pub(crate) rate: u64,
 }
 
 /// Which way the stream goes in chunks.
@@ -81,7 +82,7 @@ impl Channel {
         self.hurry = Some(hurry);
         let share = self.lanes.len().max(1) as u64;
         for lane in &self.lanes {
-            lane.link.hurry(hurry.rate.map(|rate| rate / share));
+            lane.link.hurry(hurry.rate / share);
         }
     }
 

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use hypervisor::VmFacts;
+use migrate::pilot::ASSUMED_LINK;
 use migrate::{KeepAlive, SourcePhase};
 use wire::{Followed, Ledger, Started};
 
@@ -125,11 +126,11 @@ impl Session<'_> {
         });
     }
 
-    /// The VM waits for what is sent.
+    /// The VM waits for what is sent: call again and again, for what the link carries may not be
+    /// known, or change.
     pub(super) fn hurry(&mut self) {
-        let rate = self.output.link_rate();
+        let rate = self.output.link_rate().unwrap_or(ASSUMED_LINK);
         self.channel.hurry(Hurry { rate });
-        crate::hurry();
     }
 
     /// This process cannot go on: the guardian does.

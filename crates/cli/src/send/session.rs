@@ -315,6 +315,7 @@ impl<'a> Session<'a> {
         self.engine.commit_recorded(self.output.tail());
         if self.must_go_on() {
             self.hurry();
+            crate::hurry();
         }
         self.times.committed = wall_clock();
         self.report.tell(&Event::Committed);
@@ -405,6 +406,9 @@ impl<'a> Session<'a> {
             if now >= self.times.next_sample {
                 self.times.next_sample = now + SAMPLE_EVERY;
                 self.tell_sample();
+                if committed {
+                    self.hurry();
+                }
             }
             next = next.min(self.times.next_report).min(self.times.next_sample);
         }
