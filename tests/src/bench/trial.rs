@@ -14,6 +14,8 @@ use super::{AgentUse, JobOutcome, Limits, Mode, Moved, Progress, Scene, Turned, 
 const SETTLE: Duration = Duration::from_secs(4);
 /// How long clients are watched before the move.
 const BEFORE: Duration = Duration::from_secs(8);
+/// A VM that has arrived needs so long to translate its code anew.
+const ARRIVAL: Duration = Duration::from_millis(500);
 /// How long they are watched after it.
 const AFTER: Duration = Duration::from_secs(5);
 
@@ -103,6 +105,11 @@ pub fn run_with(
     }
     if let Some((begins, ends)) = moved.following() {
         scene.span("following", begins, ends)?;
+        // A guest under emulation is slow at first, whoever has moved it.
+        let settled = begins + ARRIVAL;
+        if settled < ends {
+            scene.span("settled", settled, ends)?;
+        }
     }
 
     let ended = Progress::of_all(scene.vm()?, jobs)?;

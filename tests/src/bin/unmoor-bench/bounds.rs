@@ -262,11 +262,21 @@ fn following(groups: &[Group<'_>], rows: &mut Vec<Row>) {
         " ms",
         0,
     ));
-    let what = "W1, post-copy: client's p99 while memory follows / before";
-    let mut row = at_most(what, slowdown(ours, "following"), Some(1.5), "", 2);
-    let beside = stock.and_then(|stock| slowdown(stock, "following"));
-    row.seen += &format!(" (QEMU's {})", cell(beside, 2));
-    rows.push(row);
+    for (window, what) in [
+        (
+            "following",
+            "W1, post-copy: client's p99 while memory follows / before",
+        ),
+        (
+            "settled",
+            "W1, post-copy: the same from half a second after the arrival on",
+        ),
+    ] {
+        let mut row = at_most(what, slowdown(ours, window), Some(1.5), "", 2);
+        let beside = stock.and_then(|stock| slowdown(stock, window));
+        row.seen += &format!(" (QEMU's {})", cell(beside, 2));
+        rows.push(row);
+    }
     let bytes = ours.median(|trial| Some(trial.moved.link_bytes as f64 / nonfree(trial)?));
     let what = "W1, post-copy: bytes on the link / non-free memory";
     rows.push(at_most(what, bytes, Some(1.05), "", 3));
