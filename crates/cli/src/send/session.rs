@@ -326,9 +326,9 @@ impl<'a> Session<'a> {
     fn send(&mut self) -> Result<(), Failure> {
         self.output.advance();
         let now = Instant::now();
-        let vm_runs = self.vm_runs();
+        let is_limited = self.is_limited();
         let limit = match &mut self.pace {
-            Some(pace) if vm_runs => pace.allowance(now),
+            Some(pace) if is_limited => pace.allowance(now),
             _ => usize::MAX,
         };
         // What is encrypted already goes whatever the limit.
@@ -357,6 +357,11 @@ impl<'a> Session<'a> {
 
     pub(super) fn vm_runs(&self) -> bool {
         self.times.stopped.is_none()
+    }
+
+    /// Whether the limit of what may be sent is in force: not while the VM stands.
+    fn is_limited(&self) -> bool {
+        self.vm_runs() || self.must_go_on()
     }
 
     /// Everything that is due by the clock; returns when to come back.
@@ -394,7 +399,7 @@ impl<'a> Session<'a> {
         }
         if let Some(pace) = &self.pace
             && self.output.waits_for_link()
-            && self.vm_runs()
+            && self.is_limited()
         {
             next = next.min(now + pace.wait().max(Duration::from_millis(1)));
         }
@@ -421,7 +426,7 @@ impl<'a> Session<'a> {
     }
 
     fn wait_and_read(&mut self, deadline: Instant) -> Result<(), Failure> {
-        let paced = self.pace.is_some() && self.vm_runs();
+        let paced = self.pace.is_some() && self.is_limited();
         let waits = self.output.waits_for_link() && !paced;
         let mut fds = vec![
             PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN),

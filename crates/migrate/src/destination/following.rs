@@ -230,7 +230,7 @@ impl Destination {
         };
         self.following.last_block = Some(block);
         let page_size = ram.page_size as u64;
-        for index in start / page_size..(start + length).div_ceil(page_size) {
+        for index in start / page_size..start.saturating_add(length).div_ceil(page_size) {
             let slot = self
                 .ram
                 .as_ref()
