@@ -131,6 +131,10 @@ impl Pilot {
                 self.thaw = false;
                 self.again = false;
             }
+            Told::Thawed(_) if self.following.thawed_to_follow => {
+                self.thaw = false;
+                self.following.thawed_to_follow = false;
+            }
             Told::Thawed(who) => {
                 self.thaw = false;
                 self.release(&who, "they were thawed", source);

@@ -22,6 +22,8 @@ pub(super) struct Following {
     held: Option<u64>,
     /// QEMU may complete whatever is left.
     at_once: bool,
+    /// Whom the agent thaws next have stood for long enough, and their memory follows.
+    pub(super) thawed_to_follow: bool,
 }
 
 impl Pilot {

@@ -494,7 +494,10 @@ impl Pilot {
                 return self.try_again(who, source);
             }
             match self.settings.on_stall == OnStall::PostCopy && source.may_follow() {
-                true => self.let_them_follow(source),
+                true => {
+                    self.let_them_follow(source);
+                    self.following.thawed_to_follow = true;
+                }
                 false => self.release_all(source),
             }
             self.tell_thawed(who, "they have stood for as long as they may");

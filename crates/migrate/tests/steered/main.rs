@@ -66,6 +66,7 @@ fn whatever_the_agent_is_like() {
             "left in the guest",
             "thawed for a cut",
             "frozen after a cut",
+            "follows",
         ] {
             assert!(seen.contains_key(what), "never: {what}");
         }

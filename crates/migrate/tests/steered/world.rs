@@ -70,6 +70,12 @@ pub(crate) struct World {
     cut: Option<(Duration, Duration)>,
     decoder: Decoder,
     arrived: BTreeMap<usize, u64>,
+    /// Memory may follow after the switchover,
+    may_follow: bool,
+    /// so that nobody is frozen.
+    nobody_stands: bool,
+    /// What is to.
+    follows: BTreeSet<usize>,
     left_behind: BTreeSet<usize>,
     hold_limit: u64,
     /// What is held is left in the guest.
@@ -116,11 +122,16 @@ impl World {
                 offset: 0,
             }],
         });
+        let (protocol, on_stall) = match seed % 5 {
+            3 if cut.is_none() => (Protocol::PostCopy, OnStall::Wait),
+            4 if cut.is_none() => (Protocol::StopCopy, OnStall::PostCopy),
+            _ => (Protocol::StopCopy, OnStall::Wait),
+        };
         let pilot = Pilot::new(PilotSettings {
-            protocol: Protocol::StopCopy,
+            protocol,
             downtime_limit: Duration::from_millis(300 + random.below(500) as u64),
             max_pause,
-            on_stall: OnStall::Wait,
+            on_stall,
             rules: Vec::new(),
             small_bytes: SMALL,
             frames: FRAMES as u64,
@@ -141,6 +152,9 @@ impl World {
             decoder: Decoder::new(),
             arrived: BTreeMap::new(),
             left_behind: BTreeSet::new(),
+            may_follow: protocol == Protocol::PostCopy || on_stall == OnStall::PostCopy,
+            nobody_stands: protocol == Protocol::PostCopy,
+            follows: BTreeSet::new(),
             hold_limit: hold_limit as u64,
             reads: seed.is_multiple_of(3),
             max_pause,
@@ -188,6 +202,9 @@ impl World {
             .frame(Frame::Control(accept), &mut self.output)
             .unwrap();
         while self.source.next_action().is_some() {}
+        if self.may_follow {
+            self.source.let_memory_follow(&mut self.output);
+        }
     }
 
     /// One turn of the relay's loop.
@@ -252,6 +269,7 @@ impl World {
                     self.seen.insert("left behind as free");
                 }
             }
+            PilotNews::Frozen(..) if self.nobody_stands => panic!("somebody is frozen"),
             PilotNews::Live(..) => {
                 self.seen.insert("moved live");
             }
@@ -361,6 +379,13 @@ impl World {
                     }
                 }
             }
+            Frame::Control(Message::Follows(pages)) => {
+                for run in pages.runs {
+                    let frames = run.first..run.first + run.count;
+                    self.follows.extend(frames.map(|frame| frame as usize));
+                }
+                self.seen.insert("follows");
+            }
             _ => {}
         }
         Some(used)
@@ -389,6 +414,12 @@ impl World {
         let sent = &self.hypervisor.sent;
         for frame in &self.left_behind {
             // Declared free twice, and not sent since: it need not have travelled.
+            self.arrived.insert(*frame, sent[frame]);
+        }
+        // What follows is held, and nothing else is.
+        let held = self.source.held_bytes() / PAGE as u64;
+        assert_eq!(held, self.follows.len() as u64);
+        for frame in &self.follows {
             self.arrived.insert(*frame, sent[frame]);
         }
         assert_eq!(&self.arrived, sent, "what was sent last");
