@@ -1,5 +1,6 @@
 //! The guardian of a destination half while memory follows: when that dies, another is started.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::{Child, Command, Stdio};
 
@@ -25,9 +26,14 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Starts a guardian, and tells it what to do.
     pub(crate) fn start(takeover: Takeover) -> io::Result<Self> {
-        let arguments = std::env::args().skip(1);
+        let arguments = std::env::args_os()
+            .skip(1)
+            .filter(|one| one != TAKE_OVER)
+            .map(OsString::into_string)
+            .collect::<Result<_, _>>()
+            .map_err(|_| io::Error::other("an argument of this process is no text"))?;
         let keep = Keep {
-            arguments: arguments.filter(|one| one != TAKE_OVER).collect(),
+            arguments,
             takeover,
         };
         // What the next half tells goes where this one's does.

@@ -160,18 +160,20 @@ impl Channel {
         let filled = match &mut self.stripes {
             Stripes::In(assembler) => {
                 let before = assembler.position();
-                let mut lanes = self.lanes.iter_mut();
-                let lost = lanes.try_for_each(|lane| lane.receive_chunks(assembler, input));
+                let mut lost = Ok(());
+                for lane in &mut self.lanes {
+                    lost = lost.and(lane.receive_chunks(assembler, input));
+                }
                 let count = usize::try_from(assembler.position() - before).unwrap_or(usize::MAX);
-                // Where one is lost, what the others have brought has come all the same.
                 if let Some(ledger) = &mut self.ledger {
                     ledger.received(count);
                 }
-                lost?;
-                return Ok(match count {
-                    0 => Filled::WouldBlock,
-                    count => Filled::Some(count),
-                });
+                // Where one is lost, what the others have brought has come all the same: a source that
+                // has said its last word closes all of them. The loss is found again.
+                return match count {
+                    0 => lost.map(|()| Filled::WouldBlock),
+                    count => Ok(Filled::Some(count)),
+                };
             }
             Stripes::Out | Stripes::None => {
                 for lane in others {
@@ -450,6 +452,41 @@ mod tests {
                 }
             }
             assert_eq!(came, stream);
+        }
+    }
+
+    /// A source says its last word on one link, and closes all of them.
+    #[test]
+    fn the_last_word_is_heard_whichever_link_closes_first() {
+        for last in 0..4 {
+            let mut all = links(4);
+            let ledger = || Ledger::new(1 << 20, 64 << 10);
+            let mut destination = Channel::new(all.destination.remove(0), ledger());
+            let mut others = links(4);
+            let side = Side::Destination { window: 1 << 20 };
+            let mut input = Input::default();
+            destination
+                .resume(side, others.destination, 0, &[], &mut input)
+                .unwrap();
+            let word = b"bye";
+            let grip = &mut others.grips[last];
+            grip.write_all(&wire::chunk_header(0, word.len())).unwrap();
+            grip.write_all(word).unwrap();
+            for grip in &others.grips {
+                grip.shutdown(Shutdown::Write).unwrap();
+            }
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while input.unread() != word && Instant::now() < deadline {
+                let mut fds: Vec<_> = destination.poll(true, false).collect();
+                wait(&mut fds, Some(deadline)).unwrap();
+                drop(fds);
+                // What closes is not the end while something comes.
+                if destination.receive(&mut input).is_err() {
+                    break;
+                }
+            }
+            assert_eq!(input.unread(), word, "on link {last}");
+            assert!(destination.receive(&mut input).is_err());
         }
     }
 }
