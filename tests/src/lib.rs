@@ -7,12 +7,15 @@ pub mod browser;
 pub mod on_the_way;
 pub mod pretender;
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use guest_proto::Welcome;
+use lab::client::RedisReport;
+use lab::ram::RamDiff;
 use lab::relay::Unmoor;
-use lab::{Host, Lab, LabOptions, Vm, VmOptions};
+use lab::{Host, Lab, LabOptions, Vm, VmOptions, ram};
 use serde_json::Value;
 use unmoor::agent::Client;
 
@@ -117,6 +120,25 @@ pub fn await_writing(vm: &mut Vm) -> Result<()> {
             bail!("the writer stands still");
         }
     }
+    Ok(())
+}
+
+/// Compares the memory of two VMs that stand: equal to the byte, but for page frames that were left
+/// behind.
+pub fn memory_is_equal(one: &mut Vm, other: &mut Vm, left: &[Range<u64>]) -> Result<RamDiff> {
+    let diff = ram::compare(one, other)?;
+    let frames = diff.differing.iter().map(|address| address / 4096);
+    let wrong: Vec<u64> = frames
+        .filter(|frame| !left.iter().any(|run| run.contains(frame)))
+        .collect();
+    ensure!(wrong.is_empty(), "frames differ: {wrong:x?}");
+    Ok(diff)
+}
+
+/// The client has had an answer to all that it has sent, and the right one.
+pub fn nothing_is_lost(redis: &RedisReport) -> Result<()> {
+    let bad = (redis.lost, redis.wrong, redis.broken_connections);
+    ensure!(bad == (0, 0, 0), "{redis:?}");
     Ok(())
 }
 

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use lab::relay::{PORT, Unmoor};
-use lab::{Host, VmOptions, ram};
+use lab::{Host, VmOptions};
 use serde_json::{Value, json};
 
-use crate::{MIGRATION_LIMIT, Pair, SHORT, connect_agent, start_writer, verify_writer};
+use crate::{
+    MIGRATION_LIMIT, Pair, SHORT, connect_agent, memory_is_equal, start_writer, verify_writer,
+};
 
 /// How it sets out.
 #[derive(Debug, Clone, Copy)]
@@ -192,12 +194,7 @@ impl OnTheWay {
         ensure!(summary["digest"] == "equal", "{summary}");
         let left = self.left_behind.as_deref().map(left_behind);
         let left = left.transpose()?.unwrap_or_default();
-        let diff = ram::compare(&mut self.pair.source, &mut self.pair.destination)?;
-        let frames = diff.differing.iter().map(|address| address / 4096);
-        let wrong: Vec<u64> = frames
-            .filter(|frame| !left.iter().any(|run| run.contains(frame)))
-            .collect();
-        ensure!(wrong.is_empty(), "frames differ: {wrong:x?}");
+        memory_is_equal(&mut self.pair.source, &mut self.pair.destination, &left)?;
         self.pair.destination.qmp("cont", &json!({}))?;
         verify_writer(&mut self.pair.destination)?;
         Ok(summary)

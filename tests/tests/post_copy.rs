@@ -5,12 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::client::{RedisReport, Running};
 use lab::relay::Unmoor;
-use lab::{VmOptions, ram, results};
+use lab::{VmOptions, results};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use unmoor_tests::on_the_way::left_behind;
 use unmoor_tests::{
-    MIGRATION_LIMIT, Pair, SHORT, await_writing, connect_agent, start_writer, verify_writer,
+    MIGRATION_LIMIT, Pair, SHORT, await_writing, connect_agent, nothing_is_lost, start_writer,
+    verify_writer,
 };
 
 fn guest(agent: bool) -> VmOptions {
@@ -26,6 +27,12 @@ fn followed(summary: &Value) -> Result<u64> {
     ensure!(followed["equal"] == true, "{summary}");
     let sent = summary["pages_followed"].as_u64().context("no count")?;
     Ok(sent + summary["pages_asked"].as_u64().context("no count")?)
+}
+
+fn nobody_was_frozen(summary: &Value) -> Result<()> {
+    let frozen = summary["frozen"].as_array();
+    ensure!(frozen.is_some_and(Vec::is_empty), "{summary}");
+    Ok(())
 }
 
 #[test]
@@ -52,10 +59,7 @@ fn a_job_runs_on() -> Result<Value> {
     let mut sender = pair.send(&["--agent", &agents[0], "--protocol", "post-copy"])?;
     let summary = sender.summary(MIGRATION_LIMIT)?;
     assert_eq!(receiver.exit(SHORT)?, 0, "{:?}", receiver.events());
-    ensure!(
-        summary["frozen"].as_array().is_some_and(Vec::is_empty),
-        "{summary}"
-    );
+    nobody_was_frozen(&summary)?;
     // Most of the job's memory, and nothing twice.
     ensure!(followed(&summary)? > 50_000, "{summary}");
     let sent = summary["wire_bytes"].as_u64().unwrap_or(u64::MAX);
@@ -64,11 +68,7 @@ fn a_job_runs_on() -> Result<Value> {
     await_writing(&mut pair.destination)?;
     verify_writer(&mut pair.destination)?;
     let redis: RedisReport = client.finish()?;
-    assert_eq!(
-        (redis.lost, redis.wrong, redis.broken_connections),
-        (0, 0, 0),
-        "{redis:?}"
-    );
+    nothing_is_lost(&redis)?;
     Ok(json!({"summary": summary, "redis": redis}))
 }
 
@@ -219,10 +219,7 @@ fn a_job_that_would_be_paused_for_too_long_follows() -> Result<()> {
     ])?;
     let summary = sender.summary(MIGRATION_LIMIT)?;
     assert_eq!(receiver.exit(SHORT)?, 0, "{:?}", receiver.events());
-    ensure!(
-        summary["frozen"].as_array().is_some_and(Vec::is_empty),
-        "{summary}"
-    );
+    nobody_was_frozen(&summary)?;
     ensure!(followed(&summary)? > 50_000, "{summary}");
     await_writing(&mut pair.destination)?;
     verify_writer(&mut pair.destination)?;
@@ -280,12 +277,7 @@ fn memory_is_equal(agent: bool, more: &[&str]) -> Result<Value> {
         true => left_behind(&list)?,
         false => Vec::new(),
     };
-    let diff = ram::compare(&mut pair.source, &mut pair.destination)?;
-    let frames = diff.differing.iter().map(|address| address / 4096);
-    let wrong: Vec<u64> = frames
-        .filter(|frame| !left.iter().any(|run| run.contains(frame)))
-        .collect();
-    ensure!(wrong.is_empty(), "frames differ: {wrong:x?}");
+    unmoor_tests::memory_is_equal(&mut pair.source, &mut pair.destination, &left)?;
     pair.destination.qmp("cont", &json!({}))?;
     await_writing(&mut pair.destination)?;
     verify_writer(&mut pair.destination)?;

@@ -2,12 +2,13 @@
 
 use anyhow::{Context, Result, ensure};
 use lab::client::{RedisReport, Running};
-use lab::{Vm, VmOptions, ram, results};
+use lab::{Vm, VmOptions, results};
 use serde_json::{Value, json};
 use unmoor_tests::backend::Backend;
 use unmoor_tests::on_the_way::left_behind;
 use unmoor_tests::{
-    MIGRATION_LIMIT, Pair, SHORT, await_writing, connect_agent, start_writer, verify_writer,
+    MIGRATION_LIMIT, Pair, SHORT, await_writing, connect_agent, nothing_is_lost, start_writer,
+    verify_writer,
 };
 
 fn guest() -> VmOptions {
@@ -52,11 +53,7 @@ fn a_job_that_outruns_the_link_is_paused_and_moves_once() -> Result<()> {
     verify_writer(&mut pair.destination)?;
     await_writing(&mut pair.destination)?;
     let redis: RedisReport = client.finish()?;
-    assert_eq!(
-        (redis.lost, redis.wrong, redis.broken_connections),
-        (0, 0, 0),
-        "{redis:?}"
-    );
+    nothing_is_lost(&redis)?;
     results::record("stop_copy", &json!({"summary": summary, "redis": redis}))
 }
 
@@ -92,12 +89,7 @@ fn memory_is_equal(backend: Backend, more: &[&str]) -> Result<Value> {
     assert_eq!(pair.source.status()?, "postmigrate");
 
     let left = left_behind(&list)?;
-    let diff = ram::compare(&mut pair.source, &mut pair.destination)?;
-    let differing = diff.differing.iter().map(|address| address / 4096);
-    let wrong: Vec<u64> = differing
-        .filter(|frame| !left.iter().any(|run| run.contains(frame)))
-        .collect();
-    ensure!(wrong.is_empty(), "frames differ: {wrong:x?}");
+    let diff = unmoor_tests::memory_is_equal(&mut pair.source, &mut pair.destination, &left)?;
 
     // Nobody thaws it here but its own lease.
     pair.destination.qmp("cont", &json!({}))?;

@@ -17,6 +17,18 @@ pub struct RamBlock {
     pub region_addr: Option<u64>,
 }
 
+impl RamBlock {
+    /// Of pages of the usual size, at no address that matters.
+    pub fn plain(name: impl Into<String>, used_length: u64) -> Self {
+        RamBlock {
+            name: name.into(),
+            used_length,
+            page_size: None,
+            region_addr: None,
+        }
+    }
+}
+
 /// One step through a stream. Emitting every event of a stream reproduces its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event<'a> {

@@ -25,12 +25,7 @@ impl StreamBuilder {
 
     /// A plain RAM block.
     pub fn block(name: &str, used_length: u64) -> RamBlock {
-        RamBlock {
-            name: name.to_owned(),
-            used_length,
-            page_size: None,
-            region_addr: None,
-        }
+        RamBlock::plain(name, used_length)
     }
 
     /// Any event.

@@ -8,13 +8,14 @@ use hypervisor::Vm;
 use migrate::pilot::ASSUMED_LINK;
 use migrate::{Fault, Source, SourceAction};
 use qemu_stream::RamBlock;
-use wire::{Frame, Ledger, Message, put_control};
+use wire::{Frame, Message, put_control};
 
 use super::{Follow, QMP_LIMIT, Watch};
 use crate::buffer::{Filled, Input, Output};
 use crate::guest_ram::GuestRam;
 use crate::net::{Channel, Connector, Hurry, Link};
 use crate::poll::wait;
+use crate::send::{self, WAITING_IN_A_HURRY};
 
 /// Longest try to connect.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -22,13 +23,6 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_millis(250);
 /// A destination that says nothing for so long is not there.
 const SILENCE: Duration = Duration::from_secs(20);
-/// Bytes that may be on their way without the destination's word.
-const KEPT_MAX: usize = 32 << 20;
-/// Received bytes after which the destination gets a word.
-const ACK_EVERY: u64 = 16 << 10;
-/// Bytes that may wait for the link: whatever the VM asks for waits behind them.
-const WAITING_MAX: usize = 16 << 10;
-
 /// Sends all that is missing, however long that takes.
 pub(super) fn go_on(watch: &Watch, follow: &Follow) -> io::Result<()> {
     let peer = watch.peer;
@@ -96,7 +90,11 @@ struct Sender {
 impl Sender {
     fn open(watch: &Watch, follow: &Follow) -> io::Result<Self> {
         let mut vm = Vm::connect(&watch.qmp, QMP_LIMIT).map_err(io::Error::other)?;
-        let blocks: Vec<RamBlock> = follow.blocks.iter().map(block).collect();
+        let blocks: Vec<RamBlock> = follow
+            .blocks
+            .iter()
+            .map(|(name, length)| RamBlock::plain(name, *length))
+            .collect();
         let mut ram = GuestRam::open(&mut vm, follow.qemu_pid).map_err(io::Error::other)?;
         ram.lay_out(&blocks).map_err(io::Error::other)?;
         let connector = Connector::new(&watch.protection, &watch.host, watch.from);
@@ -132,7 +130,7 @@ impl Sender {
             }
             let out = conversation.output.tail();
             source
-                .pump(WAITING_MAX, &mut self.ram, out)
+                .pump(WAITING_IN_A_HURRY, &mut self.ram, out)
                 .map_err(|fault| End::Final(fault.to_string()))?;
             source.flush(out);
             conversation.send()?;
@@ -141,15 +139,6 @@ impl Sender {
                 conversation.wait()?;
             }
         }
-    }
-}
-
-fn block((name, length): &(String, u64)) -> RamBlock {
-    RamBlock {
-        name: name.clone(),
-        used_length: *length,
-        page_size: None,
-        region_addr: None,
     }
 }
 
@@ -164,7 +153,7 @@ struct Conversation {
 
 impl Conversation {
     fn new(link: Link) -> Self {
-        let mut channel = Channel::new(link, Ledger::new(KEPT_MAX, ACK_EVERY));
+        let mut channel = Channel::new(link, send::ledger());
         channel.hurry(Hurry { rate: ASSUMED_LINK });
         Conversation {
             channel,

@@ -18,6 +18,9 @@
 //! commit, should the source half have died before it could. If memory follows after the switchover,
 //! it goes on sending that, out of the stopped VM ([`follow`]). It is in a session of its own and
 //! ignores the signals that end its parent.
+//!
+//! A destination half has one as well while memory follows: `Keep`, and if the pipe closes without
+//! `Done`, another half is started ([`keeper`]).
 
 mod follow;
 mod keeper;

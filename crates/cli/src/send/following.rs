@@ -6,19 +6,16 @@ use std::time::{Duration, Instant};
 use hypervisor::VmFacts;
 use migrate::pilot::ASSUMED_LINK;
 use migrate::{KeepAlive, SourcePhase};
-use wire::{Followed, Ledger, Started};
+use wire::{Followed, Started};
 
-use super::Failure;
-use super::session::{ACK_EVERY, KEPT_MAX, Session, wall_clock};
+use super::session::{Session, wall_clock};
+use super::{Failure, ledger};
 use crate::args::{ProtocolArg, SendArgs, StallArg};
 use crate::buffer::Input;
 use crate::exit::Exit;
 use crate::guardian::Follow;
 use crate::net::{Channel, Hurry, Link};
 use crate::report::{Event, Following, UNEQUAL, bytes};
-
-/// Bytes that may wait for the link: whatever the VM asks for waits behind them.
-pub(super) const WAITING_MAX: usize = 16 << 10;
 
 /// Whether memory may follow, by what the user wants.
 pub(super) fn is_wanted(args: &SendArgs) -> bool {
@@ -114,7 +111,7 @@ impl Session<'_> {
     pub(super) fn begin_anew(&mut self, link: Link) {
         self.cut = None;
         self.ticket = None;
-        self.channel = Channel::new(link, Ledger::new(KEPT_MAX, ACK_EVERY));
+        self.channel = Channel::new(link, ledger());
         self.hurry();
         self.input = Input::default();
         self.decoder = wire::Decoder::new();

@@ -23,6 +23,7 @@ use std::fmt;
 use clap::ValueEnum;
 use hypervisor::{Report as Findings, Vm, check_source};
 use migrate::{KeepBack, MappedRam, Source};
+use wire::Ledger;
 
 use crate::args::SendArgs;
 use crate::exit::Exit;
@@ -37,6 +38,19 @@ use steer::Steering;
 
 /// Longest wait for the connection to the destination.
 const CONNECT_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Bytes that may be on their way, or lost, without the destination's word: it gives one for each
+/// MiB. More is needed only by a link that is both long and fast.
+const KEPT_MAX: usize = 32 << 20;
+/// Received bytes after which the destination gets a word: it sends little.
+const ACK_EVERY: u64 = 16 << 10;
+/// Bytes that may wait for the link while memory follows: whatever the VM asks for waits behind them.
+pub(crate) const WAITING_IN_A_HURRY: usize = 16 << 10;
+
+/// The books of a source's connection.
+pub(crate) fn ledger() -> Ledger {
+    Ledger::new(KEPT_MAX, ACK_EVERY)
+}
 
 /// Bytes in a page frame of the guest.
 const FRAME: u64 = 4096;

@@ -5,9 +5,8 @@ use std::time::{Duration, Instant, SystemTime};
 use hypervisor::{Incoming, MigrationInfo, MigrationStatus, RunState, Saved, Vm, VmFacts};
 use migrate::{KeepAlive, Liveness, Source, SourceAction, SourcePhase};
 use rustix::event::{PollFd, PollFlags};
-use wire::{AbortCode, Frame, Ledger, Message, Started, put_control};
+use wire::{AbortCode, Frame, Message, Started, put_control};
 
-use super::Failure;
 use super::audit::Auditor;
 use super::cut::Cut;
 use super::hook::Hook;
@@ -16,6 +15,7 @@ use super::outlet::{Outlet, Sent};
 use super::settle::Settled;
 use super::steer::Steering;
 use super::stream::QemuStream;
+use super::{Failure, ledger};
 use crate::args::SendArgs;
 use crate::buffer::{Filled, Input};
 use crate::control::{Control, Role};
@@ -28,11 +28,6 @@ use crate::poll::wait;
 use crate::report::{Audited, Event, Report, session_name};
 use crate::signals::Signals;
 
-/// Bytes that may be on their way, or lost, without the destination's word: it gives one for each
-/// MiB. More is needed only by a link that is both long and fast.
-pub(super) const KEPT_MAX: usize = 32 << 20;
-/// Received bytes after which the destination gets a word: it sends little.
-pub(super) const ACK_EVERY: u64 = 16 << 10;
 /// Time between two progress reports.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Time between two samples for a written report.
@@ -154,7 +149,7 @@ impl<'a> Session<'a> {
             signals,
             engine,
             steering,
-            channel: Channel::new(link, Ledger::new(KEPT_MAX, ACK_EVERY)),
+            channel: Channel::new(link, ledger()),
             cut: None,
             ticket: None,
             connections: args.connections,

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use qemu_stream::{Event, Parser, RamBlock};
 
 use super::session::{Session, failed};
-use super::{Failure, following};
+use super::{Failure, WAITING_IN_A_HURRY};
 use crate::buffer::{Filled, Input};
 use crate::guest_ram::Verdict;
 use crate::report;
@@ -57,7 +57,7 @@ impl Session<'_> {
     /// Bytes that may wait for the link, and for what is done to them on the way.
     pub(super) fn room_in_all(&self) -> usize {
         match self.must_go_on() {
-            true => following::WAITING_MAX,
+            true => WAITING_IN_A_HURRY,
             false => WAITING_MAX + self.output.appetite(),
         }
     }

@@ -238,15 +238,13 @@ impl Destination {
             let Some(slot) = slot.transpose()? else {
                 continue;
             };
-            let (Ok(number), Ok(first)) = (u32::try_from(slot), u32::try_from(index)) else {
+            let Ok(number) = u32::try_from(slot) else {
                 continue;
             };
             if self.following.awaited.contains(number) {
                 if self.following.wanted.insert(number) {
                     self.following.news.push(FaultNews::Asked(number));
-                    let run = PageRun { first, count: 1 };
-                    let block = block.0;
-                    put_control(&Message::Needs { block, run }, out.peer);
+                    put_needs(block, index, out.peer);
                 }
             } else if self.was_never_sent(slot) && self.following.made_up.insert(number) {
                 let (ram, emitter, _) = self.open_part(out.qemu)?;
@@ -309,10 +307,7 @@ impl Destination {
         // What the VM waits for is asked for again.
         for slot in &self.following.wanted {
             let (block, index) = ram.table.layout().place(slot as usize);
-            let first = u32::try_from(index).unwrap_or(u32::MAX);
-            let run = PageRun { first, count: 1 };
-            let block = block.0;
-            put_control(&Message::Needs { block, run }, peer);
+            put_needs(block, index, peer);
         }
         if self.following.stage == Stage::Told {
             self.following.stage = Stage::Complete;
@@ -359,12 +354,7 @@ impl Destination {
         let blocks: Vec<RamBlock> = remains
             .blocks
             .iter()
-            .map(|(name, length)| RamBlock {
-                name: name.clone(),
-                used_length: *length,
-                page_size: None,
-                region_addr: None,
-            })
+            .map(|(name, length)| RamBlock::plain(name, *length))
             .collect();
         half.emitter.set_blocks(&blocks);
         half.ram = Some(Ram {
@@ -429,6 +419,14 @@ impl Destination {
                 .postcopy_discard(BlockId(pages.block), ranges, qemu);
         }
     }
+}
+
+/// Asks for a page, whose number is below 2^32: its slot is.
+fn put_needs(block: BlockId, index: u64, peer: &mut Vec<u8>) {
+    let first = u32::try_from(index).unwrap_or(u32::MAX);
+    let run = PageRun { first, count: 1 };
+    let block = block.0;
+    put_control(&Message::Needs { block, run }, peer);
 }
 
 fn bytes_of(run: PageRun, page_size: u64) -> Range<u64> {

@@ -1,6 +1,6 @@
 //! The two QEMUs: one with a guest that dirties its memory, one that loads what it is given.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use qemu_stream::return_path::Message;
 use qemu_stream::test_support::StreamBuilder;
@@ -199,6 +199,11 @@ pub(crate) struct DestinationQemu {
     answered: bool,
     /// Says that it cannot load this.
     pub(crate) refuses: bool,
+    /// Pages of zeros that came into being beside one that was placed, as huge pages have it: QEMU
+    /// does not count them as received, and cannot place anything there.
+    populated: BTreeSet<(u16, u64)>,
+    /// What the guest waits for.
+    waits: BTreeSet<(u16, u64)>,
     /// It was told of post-copy.
     advised: bool,
     /// It runs, and memory may be missing.
@@ -222,6 +227,8 @@ impl DestinationQemu {
             runs: false,
             answered: false,
             refuses: false,
+            populated: BTreeSet::new(),
+            waits: BTreeSet::new(),
             advised: false,
             post_copy: false,
             package: None,
@@ -298,7 +305,16 @@ impl DestinationQemu {
     /// QEMU places a page once when its guest runs.
     fn comes(&mut self, key: (u16, u64), number: u8) {
         let before = self.ram.insert(key, number);
-        assert!(!self.post_copy || before.is_none(), "{key:?} comes twice");
+        let was_there = self.populated.remove(&key);
+        self.waits.remove(&key);
+        if self.post_copy {
+            assert!(before.is_none() && !was_there, "{key:?} comes twice");
+        }
+        let neighbour = (key.0, key.1 ^ 1);
+        let exists = neighbour.1 < BLOCKS[usize::from(key.0)].1;
+        if self.advised && !self.post_copy && exists && !self.ram.contains_key(&neighbour) {
+            self.populated.insert(neighbour);
+        }
     }
 
     fn command(&mut self, id: u16, payload: &[u8]) {
@@ -329,7 +345,29 @@ impl DestinationQemu {
                     };
                     for page in number(0)..number(0) + number(8) {
                         self.ram.remove(&(block, page));
+                        self.populated.remove(&(block, page));
                     }
+                }
+            }
+            command::RECV_BITMAP => {
+                let name = &payload[1..];
+                let block = BLOCKS.iter().position(|(one, _)| one.as_bytes() == name);
+                let block = block.expect("a block") as u16;
+                let mut bitmap = [0; 8];
+                for (_, page) in self.ram.keys().filter(|key| key.0 == block) {
+                    bitmap[*page as usize / 8] |= 1 << (page % 8);
+                }
+                let bitmap = &bitmap;
+                Message::ReceivedBitmap {
+                    block: name,
+                    bitmap,
+                }
+                .put(&mut self.answers);
+            }
+            command::POSTCOPY_RESUME => {
+                Message::ResumeAck(1).put(&mut self.answers);
+                for key in self.waits.clone() {
+                    self.asks_for(key);
                 }
             }
             command::PACKAGED => {
@@ -363,19 +401,33 @@ impl DestinationQemu {
     /// The guest touches memory: what is missing is asked for, now and then more than once.
     pub(crate) fn guest_touches(&mut self, random: &mut Random) -> bool {
         let block = random.below(BLOCKS.len());
-        let (name, pages) = BLOCKS[block];
+        let (_, pages) = BLOCKS[block];
         let page = random.below(pages as usize) as u64;
-        let missing = !self.ram.contains_key(&(block as u16, page));
-        if !self.post_copy || self.over || !missing {
+        let key = (block as u16, page);
+        let is_there = self.ram.contains_key(&key) || self.populated.contains(&key);
+        if !self.post_copy || self.over || is_there {
             return false;
         }
+        self.waits.insert(key);
+        self.asks_for(key);
+        true
+    }
+
+    fn asks_for(&mut self, (block, page): (u16, u64)) {
         Message::RequestPages {
-            block: Some(name.as_bytes()),
+            block: Some(BLOCKS[usize::from(block)].0.as_bytes()),
             start: page * PAGE as u64,
             length: PAGE as u32,
         }
         .put(&mut self.answers);
-        true
+    }
+
+    /// Its stream has broken off, and another is opened, if it still needs one.
+    pub(crate) fn recovers(&mut self) -> bool {
+        self.pending.clear();
+        self.answers.clear();
+        self.between_sections = true;
+        !self.over
     }
 
     /// The fence stands behind the device state, where QEMU waits for the next section; so does
@@ -408,7 +460,7 @@ impl DestinationQemu {
 fn post_copy_command(bytes: &[u8]) -> Option<(u16, Vec<u8>)> {
     let &[kind, a, b, c, d] = bytes.first_chunk::<5>()?;
     let [id, length] = [[a, b], [c, d]].map(u16::from_be_bytes);
-    let known = (command::POSTCOPY_ADVISE..=command::PACKAGED).contains(&id);
+    let known = (command::POSTCOPY_ADVISE..=command::RECV_BITMAP).contains(&id);
     let payload = bytes.get(5..5 + usize::from(length))?;
     (kind == 8 && known).then(|| (id, payload.to_vec()))
 }

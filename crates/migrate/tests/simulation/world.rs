@@ -6,7 +6,7 @@ use migrate::{
     Destination, DestinationAction, DestinationPhase, GuestMemory, Outputs, Source, SourceAction,
     SourcePhase, put_verdict,
 };
-use qemu_stream::return_path::ReturnPathParser;
+use qemu_stream::return_path::{self, ReturnPathParser};
 use qemu_stream::{BlockId, Event, Parser};
 use wire::{AbortCode, Decoder, Followed, Started};
 
@@ -526,24 +526,58 @@ impl World {
         self.destination_input.clear();
         self.source_decoder = Decoder::new();
         self.destination_decoder = Decoder::new();
-        self.destination.connected(&mut self.back.bytes);
-        if commit {
-            if let Some(follow) = &mut self.follow
-                && self.source.follows()
-            {
-                // What the peer keeps of earlier pages is not known any more.
-                self.outlet = Outlet::plain();
-                if follow.random.one_in(2) {
-                    self.seen.insert("source half replaced");
-                    let replaced = Source::in_place_of(SESSION, follow.seed, PAGE, &blocks());
-                    self.source = replaced.unwrap();
-                }
+        let follows = commit && self.source.follows();
+        if let Some(follow) = self.follow.as_mut().filter(|_| follows) {
+            // What the peer keeps of earlier pages is not known any more.
+            self.outlet = Outlet::plain();
+            if follow.random.one_in(2) {
+                self.seen.insert("source half replaced");
+                let replaced = Source::in_place_of(SESSION, follow.seed, PAGE, &blocks());
+                self.source = replaced.unwrap();
             }
-            self.source.ask_outcome(&mut self.there.bytes);
-        } else {
-            put_verdict(SESSION, false, &mut self.there.bytes);
+            if follow.random.one_in(2) {
+                self.replace_destination();
+            }
+        }
+        self.destination.connected(&mut self.back.bytes);
+        match commit {
+            true => self.source.ask_outcome(&mut self.there.bytes),
+            false => put_verdict(SESSION, false, &mut self.there.bytes),
         }
         self.connected = true;
+    }
+
+    /// The destination half has died: another asks QEMU what it has.
+    fn replace_destination(&mut self) {
+        let Some(remains) = self.destination.remains() else {
+            return;
+        };
+        if self.destination.phase() != DestinationPhase::Started {
+            return;
+        }
+        self.seen.insert("destination half replaced");
+        self.destination = Destination::in_place_of(SESSION, &remains, true).unwrap();
+        self.return_path.clear();
+        if !self.destination_qemu.recovers() {
+            self.destination.has_all();
+            return;
+        }
+        let mut question = Vec::new();
+        self.destination.ask_what_has_come(&mut question);
+        self.destination_qemu.load(&question);
+        let answers = std::mem::take(&mut self.destination_qemu.answers);
+        let (mut parser, mut at) = (ReturnPathParser::new(), 0);
+        while let Some((used, message)) = parser.next(&answers[at..]).unwrap() {
+            at += used;
+            match message {
+                return_path::Message::ReceivedBitmap { block, bitmap } => {
+                    self.destination.has_come(block, bitmap).unwrap();
+                }
+                return_path::Message::ResumeAck(_) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        self.destination_qemu.answers = answers[at..].to_vec();
     }
 
     fn destination_reads_link(&mut self) {

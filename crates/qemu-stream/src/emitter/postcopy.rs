@@ -98,12 +98,7 @@ mod tests {
 
     fn emitter() -> Emitter {
         let mut emitter = Emitter::new();
-        emitter.set_blocks(&[RamBlock {
-            name: "ram".into(),
-            used_length: 0x10_0000,
-            page_size: None,
-            region_addr: None,
-        }]);
+        emitter.set_blocks(&[RamBlock::plain("ram", 0x10_0000)]);
         emitter
     }
 
