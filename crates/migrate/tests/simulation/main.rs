@@ -10,6 +10,7 @@
 
 mod meddler;
 mod outlet;
+mod pipe;
 mod qemu;
 mod random;
 mod world;
@@ -84,6 +85,10 @@ fn memory_is_equal_and_one_copy_runs_whatever_happens() {
             "source half replaced",
             "destination half replaced",
             "corruption told",
+            "resumed before the commit",
+            "resumed after the commit",
+            "resumed over several connections",
+            "settled by the guardian",
         ] {
             assert!(
                 seen.get(what).is_some_and(|count| *count > 0),

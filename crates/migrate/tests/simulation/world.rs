@@ -8,10 +8,11 @@ use migrate::{
 };
 use qemu_stream::return_path::{self, ReturnPathParser};
 use qemu_stream::{BlockId, Event, Parser};
-use wire::{AbortCode, Decoder, Followed, Started};
+use wire::{AbortCode, Decoder, Followed, Frame, Message, Started};
 
 use crate::meddler::Meddler;
 use crate::outlet::Outlet;
+use crate::pipe::Pipe;
 use crate::qemu::{DestinationQemu, PAGE, Ram, SourceQemu, blocks, page_of};
 use crate::random::Random;
 
@@ -51,12 +52,33 @@ enum Fault {
     Corrupt,
 }
 
-/// One direction of the network: bytes on their way, in order.
-#[derive(Default)]
-struct Pipe {
-    bytes: Vec<u8>,
-    /// After a cut: so many bytes still arrive, and nothing that is written later.
-    left: Option<usize>,
+/// What becomes of a cut.
+struct Network {
+    /// Of its own, so that the rest of a run stays as it was.
+    random: Random,
+    /// Between the halves.
+    connections: usize,
+    /// The connection comes back, so often.
+    resumes: usize,
+}
+
+impl Network {
+    fn of_seed(seed: u64) -> Self {
+        let mut random = Random::new(seed ^ 0x6e65_7477_6f72);
+        let connections = match random.below(3) {
+            0 => 2 + random.below(3),
+            _ => 1,
+        };
+        Network {
+            connections,
+            resumes: random.below(4),
+            random,
+        }
+    }
+
+    fn pipe(&mut self) -> Pipe {
+        Pipe::new(self.connections, self.random.next())
+    }
 }
 
 /// The source VM's memory, seen from outside.
@@ -77,6 +99,7 @@ pub(crate) struct World {
     fault: Fault,
     /// The step at which it strikes.
     fault_at: usize,
+    step: usize,
     source_qemu: SourceQemu,
     parser: Parser,
     from_qemu: Vec<u8>,
@@ -93,9 +116,12 @@ pub(crate) struct World {
     finished: bool,
     /// What the source half says on its way to the link.
     outlet: Outlet,
+    network: Network,
     there: Pipe,
     back: Pipe,
     connected: bool,
+    /// The source half has died after its commit: its guardian tells the destination, and waits.
+    guardian_tells: bool,
     destination: Destination,
     destination_decoder: Decoder,
     destination_input: Vec<u8>,
@@ -151,10 +177,10 @@ impl World {
         let mut source = Source::new(SESSION, source_seed);
         let follow = Follow::of_seed(seed, source_seed);
         // Without its memory a VM whose source half has died is lost: there is nothing to check.
-        let fault = match &follow {
-            Some(follow) if !follow.readable && fault == Fault::Cut => Fault::None,
-            _ => fault,
-        };
+        let mut network = Network::of_seed(seed);
+        if follow.as_ref().is_some_and(|follow| !follow.readable) {
+            network.resumes = usize::MAX;
+        }
         if seed % 4 == 1 {
             source_qemu.forgets = true;
             source.want_audit();
@@ -167,6 +193,7 @@ impl World {
             meddler,
             fault,
             fault_at,
+            step: 0,
             seen: BTreeSet::new(),
             source_qemu,
             parser: Parser::new(),
@@ -179,9 +206,11 @@ impl World {
             recorded: false,
             finished: false,
             outlet: Outlet::of_seed(seed),
-            there: Pipe::default(),
-            back: Pipe::default(),
+            there: network.pipe(),
+            back: network.pipe(),
+            network,
             connected: true,
+            guardian_tells: false,
             destination: Destination::new(),
             destination_decoder: Decoder::new(),
             destination_input: Vec::new(),
@@ -208,6 +237,7 @@ impl World {
             .greet("test", "{}".into(), &mut self.there.bytes);
         self.destination.connected(&mut self.back.bytes);
         for step in 0..STEPS_MAX {
+            self.step = step;
             let waits = self.follow.as_ref().is_some_and(|follow| follow.late);
             if step == self.fault_at && !waits {
                 self.strike();
@@ -269,21 +299,24 @@ impl World {
 
     /// Changes a bit of a page on its way, if one is on its way; otherwise tries again.
     fn corrupt(&mut self) {
-        let bytes = &mut self.there.bytes;
-        // A run of one number long enough to be a page's content.
-        let page = (0..bytes.len().saturating_sub(3000))
-            .step_by(500)
-            .find(|at| {
-                let run = &bytes[*at..at + 3000];
-                run[0] != 0 && run.iter().all(|byte| *byte == run[0])
-            });
-        match page {
-            Some(at) => {
+        let found = self.there.on_the_way().any(|bytes| {
+            // A run of one number long enough to be a page's content.
+            let page = (0..bytes.len().saturating_sub(3000))
+                .step_by(500)
+                .find(|at| {
+                    let run = &bytes[*at..at + 3000];
+                    run[0] != 0 && run.iter().all(|byte| *byte == run[0])
+                });
+            if let Some(at) = page {
                 bytes[at + 100] ^= 0x80;
-                self.corrupted = true;
-                self.seen.insert("page corrupted");
             }
-            None => self.fault_at += 3,
+            page.is_some()
+        });
+        if found {
+            self.corrupted = true;
+            self.seen.insert("page corrupted");
+        } else {
+            self.fault_at += 3;
         }
     }
 
@@ -291,7 +324,7 @@ impl World {
     fn cut(&mut self) {
         self.connected = false;
         for pipe in [&mut self.there, &mut self.back] {
-            pipe.left = Some(self.random.below(pipe.bytes.len() + 1));
+            pipe.cut(&mut self.random);
         }
         self.seen.insert(match self.source.phase() {
             SourcePhase::Following => "cut while memory follows",
@@ -395,27 +428,15 @@ impl World {
         }
     }
 
-    /// Moves some bytes across one direction of the link; false if the link is cut and empty.
-    fn carry(random: &mut Random, pipe: &mut Pipe, to: &mut Vec<u8>, connected: bool) -> bool {
-        if let Some(left) = pipe.left {
-            pipe.bytes.truncate(left);
-        }
-        let count = random.below(pipe.bytes.len().min(30_000) + 1);
-        to.extend(pipe.bytes.drain(..count));
-        pipe.left = pipe.left.map(|left| left - count);
-        connected || !pipe.bytes.is_empty()
-    }
-
     fn source_reads_link(&mut self) {
         if self.source_gave_up || self.finished {
             return;
         }
-        let alive = Self::carry(
-            &mut self.random,
-            &mut self.back,
-            &mut self.source_input,
-            self.connected,
-        );
+        let (random, input) = (&mut self.random, &mut self.source_input);
+        let alive = self.back.carry(random, input, self.connected);
+        if self.guardian_tells {
+            self.guardian_reads();
+        }
         let mut at = 0;
         while let Ok(Some((used, frame))) = self.source_decoder.next(&self.source_input[at..]) {
             let result = self.source.frame(frame, &mut self.there.bytes);
@@ -429,7 +450,9 @@ impl World {
         self.source_input.drain(..at);
         // Whoever has the outcome needs no second connection.
         if !alive && self.source.phase() != SourcePhase::Finished {
-            if self.recorded {
+            if self.comes_back() {
+                self.resume();
+            } else if self.recorded {
                 self.reconnect(true);
             } else {
                 self.source_gives_up();
@@ -510,6 +533,39 @@ impl World {
         self.connected = false;
     }
 
+    /// Whether the connection that was lost comes back.
+    fn comes_back(&self) -> bool {
+        let both = !self.source_gave_up && !self.destination_gave_up;
+        both && !self.guardian_tells && self.network.resumes > 0
+    }
+
+    /// It has: each goes on where the other has come to.
+    fn resume(&mut self) {
+        self.seen.insert(match self.recorded {
+            true => "resumed after the commit",
+            false => "resumed before the commit",
+        });
+        if self.network.connections > 1 {
+            self.seen.insert("resumed over several connections");
+        }
+        self.there.resume();
+        self.back.resume();
+        self.connected = true;
+        self.network.resumes -= 1;
+        self.fault_at = self.step + 1 + self.network.random.below(60);
+    }
+
+    /// What the destination says to the dead source half's guardian.
+    fn guardian_reads(&mut self) {
+        let mut at = 0;
+        while let Some((used, frame)) = self.source_decoder.next(&self.source_input[at..]).unwrap()
+        {
+            at += used;
+            self.finished |= matches!(frame, Frame::Control(Message::Committed(_)));
+        }
+        self.source_input.drain(..at);
+    }
+
     /// The source, or its guardian, tells the decision on a new connection.
     fn reconnect(&mut self, commit: bool) {
         if self.destination_gave_up {
@@ -520,8 +576,8 @@ impl World {
         } else {
             "revoked by verdict"
         });
-        self.there = Pipe::default();
-        self.back = Pipe::default();
+        self.there = self.network.pipe();
+        self.back = self.network.pipe();
         self.source_input.clear();
         self.destination_input.clear();
         self.source_decoder = Decoder::new();
@@ -541,6 +597,11 @@ impl World {
         }
         self.destination.connected(&mut self.back.bytes);
         match commit {
+            true if !follows && self.network.random.one_in(3) => {
+                self.seen.insert("settled by the guardian");
+                self.guardian_tells = true;
+                put_verdict(SESSION, true, &mut self.there.bytes);
+            }
             true => self.source.ask_outcome(&mut self.there.bytes),
             false => put_verdict(SESSION, false, &mut self.there.bytes),
         }
@@ -584,12 +645,8 @@ impl World {
         if self.destination_gave_up {
             return;
         }
-        let alive = Self::carry(
-            &mut self.random,
-            &mut self.there,
-            &mut self.destination_input,
-            self.connected,
-        );
+        let (random, input) = (&mut self.random, &mut self.destination_input);
+        let alive = self.there.carry(random, input, self.connected);
         let mut at = 0;
         let mut to_qemu = Vec::new();
         loop {
@@ -613,7 +670,9 @@ impl World {
         self.destination.flush(&mut to_qemu);
         self.destination_qemu.load(&to_qemu);
         let phase = self.destination.phase();
-        if !alive && !phase.may_be_committed() {
+        if !alive && self.comes_back() {
+            // It waits.
+        } else if !alive && !phase.may_be_committed() {
             self.destination_gives_up();
         } else if !alive && phase == DestinationPhase::Ready {
             self.seen.insert("cut while ready");
