@@ -12,7 +12,7 @@ FUZZ_SECONDS ?= 60
 # Words for unmoor-bench; tests/src/bin/unmoor-bench/main.rs tells which.
 BENCH ?=
 
-.PHONY: help tools setup setup-debian build demo test test-unit test-e2e test-slow bench lint fuzz man clean-lab
+.PHONY: help tools setup setup-debian build demo test test-unit test-e2e test-slow test-faults test-defects bench lint fuzz man clean-lab
 
 help: ## What there is to make
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -52,6 +52,17 @@ test-slow: setup-debian ## The whole matrices, and a minute of fuzzing each
 	UNMOOR_SIMULATIONS=50000 $(CARGO) test --release --locked -p migrate --test steered
 	$(MAKE) fuzz
 	target/release/lab-results test-slow
+
+test-faults: setup ## Whatever can break, at every moment, under every protocol (half an hour)
+	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests
+	rm -rf $(RESULTS)/faults.d
+	target/release/unmoor-faults --part 1/2 & first=$$!; second=0; \
+	target/release/unmoor-faults --part 2/2 || second=$$?; \
+	wait $$first && [ $$second = 0 ]
+	target/release/unmoor-faults --render
+
+test-defects: setup ## Whether the tests can fail: two defects, each to be found twice (ten minutes)
+	tests/defects/run.sh
 
 bench: setup ## Migrations beside stock QEMU's in every mode (an hour; BENCH='--only W1' for a part)
 	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests

@@ -16,6 +16,7 @@ lock_lab
 lab/tools.sh
 need iproute2 openssl kmod cpio gzip util-linux procps qemu-system-x86
 need chromium fonts-dejavu-core # a browser, for the report
+need libfaketime                # clocks that jump
 
 # --- Packages that are only unpacked. apt gets lists of its own, so that the system's sources
 # stay as they are.

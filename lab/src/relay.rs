@@ -36,7 +36,19 @@ struct Events {
 impl Unmoor {
     /// Starts `unmoor` at `host` with the given arguments and `--json`.
     pub fn start(lab: &Lab, host: Host, args: &[&str]) -> Result<Self> {
-        Self::spawn(lab, command(lab, host), args)
+        Self::start_with(lab, host, args, &[])
+    }
+
+    /// The same, with further variables in its environment.
+    pub fn start_with(
+        lab: &Lab,
+        host: Host,
+        args: &[&str],
+        variables: &[(&str, String)],
+    ) -> Result<Self> {
+        let mut command = command(lab, host);
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
+        Self::spawn(lab, command, args)
     }
 
     /// Starts `unmoor` outside the lab's namespaces, where the test itself is.
@@ -79,25 +91,47 @@ impl Unmoor {
 
     /// Starts `unmoor receive` for `vm` at host B, or at `host`, and waits until it listens.
     pub fn receive(lab: &Lab, host: Host, vm: &Vm, more: &[&str]) -> Result<Self> {
+        Self::receive_with(lab, host, vm, more, &[])
+    }
+
+    /// The same, with further variables in its environment.
+    pub fn receive_with(
+        lab: &Lab,
+        host: Host,
+        vm: &Vm,
+        more: &[&str],
+        variables: &[(&str, String)],
+    ) -> Result<Self> {
         let address = format!("{}:{PORT}", address(host)?);
         let qmp = vm.qmp_path().display().to_string();
         let mut args = vec!["receive", "--qmp", &qmp, "--listen", &address];
         args.extend(protection(more));
         args.extend_from_slice(more);
-        let receiver = Self::start(lab, host, &args)?;
+        let receiver = Self::start_with(lab, host, &args, variables)?;
         receiver.await_event("listening", Duration::from_secs(20))?;
         Ok(receiver)
     }
 
     /// Starts `unmoor send` for `vm` from `host` to the other one.
     pub fn send(lab: &Lab, host: Host, vm: &Vm, more: &[&str]) -> Result<Self> {
+        Self::send_with(lab, host, vm, more, &[])
+    }
+
+    /// The same, with further variables in its environment.
+    pub fn send_with(
+        lab: &Lab,
+        host: Host,
+        vm: &Vm,
+        more: &[&str],
+        variables: &[(&str, String)],
+    ) -> Result<Self> {
         let other = if host == Host::A { Host::B } else { Host::A };
         let to = format!("{}:{PORT}", address(other)?);
         let qmp = vm.qmp_path().display().to_string();
         let mut args = vec!["send", "--qmp", &qmp, "--to", &to];
         args.extend(protection(more));
         args.extend_from_slice(more);
-        Self::start(lab, host, &args)
+        Self::start_with(lab, host, &args, variables)
     }
 
     /// Waits for an event of that name.
@@ -144,6 +178,11 @@ impl Unmoor {
     pub fn stderr(&self) -> String {
         let bytes = std::fs::read(&self.stderr).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.events.lock().1
     }
 
     /// Its process id.
@@ -234,6 +273,16 @@ pub fn keep_apart(command: &mut Command, folder: &Path, name: &str) {
     for (variable, kind) in [("UNMOOR_RUN_DIR", "run"), ("UNMOOR_STATE_DIR", "state")] {
         command.env(variable, folder.join(format!("{name}-{kind}")));
     }
+}
+
+/// Where `unmoor` at `host` keeps its sockets.
+pub fn run_folder(lab: &Lab, host: Host) -> PathBuf {
+    lab.run_dir().join(format!("{host}-run"))
+}
+
+/// Where `unmoor` at `host` keeps what is to last.
+pub fn state_folder(lab: &Lab, host: Host) -> PathBuf {
+    lab.run_dir().join(format!("{host}-state"))
 }
 
 /// Plain text, unless certificates are named.

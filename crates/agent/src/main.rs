@@ -10,6 +10,7 @@
 //! does nothing.
 
 mod addresses;
+mod command;
 mod memory;
 mod names;
 mod policy;

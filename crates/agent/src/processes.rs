@@ -6,7 +6,8 @@ use depgraph::ProcessId;
 use guest_procs::Stat;
 use guest_proto::shortened;
 
-const COMMAND_MAX: usize = 120;
+use crate::command;
+
 const CGROUP_MAX: usize = 200;
 
 /// What rules look at.
@@ -38,9 +39,8 @@ pub(crate) fn info(id: ProcessId) -> Option<Info> {
     if has_ended(&status) {
         return None;
     }
-    let command = text(id, "cmdline").replace('\0', " ");
     Some(Info {
-        command: shortened(command.trim_end(), COMMAND_MAX),
+        command: command::told(&text(id, "cmdline")),
         anonymous_kib: field(&status, "RssAnon:"),
     })
 }

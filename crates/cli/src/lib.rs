@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use args::{Cli, Command};
 use exit::Exit;
+use rustix::process::DumpableBehavior;
 
 /// Longest wait for QEMU's monitor to greet.
 const QMP_CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -39,6 +40,7 @@ const SOFTWARE: &str = concat!("unmoor ", env!("CARGO_PKG_VERSION"));
 
 /// Runs the program.
 pub fn run(cli: Cli) -> Exit {
+    keep_to_itself();
     match cli.command {
         Command::Send(args) => send::run(&args),
         Command::Receive(args) => receive::run(&args),
@@ -60,6 +62,13 @@ pub fn run(cli: Cli) -> Exit {
             }
         },
     }
+}
+
+/// Guest memory and keys pass through this process: it leaves no core dump, and nobody but root can
+/// look into it.
+fn keep_to_itself() {
+    // Only an unknown wish is refused.
+    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 /// Bytes from the system's random source.

@@ -293,7 +293,9 @@ impl Vm {
     pub fn monitor(&mut self) -> Result<&mut Client> {
         if self.monitor.is_none() {
             let path = self.folder.join("lab-qmp");
-            self.monitor = Some(Client::connect(&path, Duration::from_secs(20))?);
+            let connected = Client::connect(&path, Duration::from_secs(20));
+            let told = || format!("QEMU's monitor; it wrote `{}`", self.stderr().trim());
+            self.monitor = Some(connected.with_context(told)?);
         }
         self.monitor.as_mut().context("no monitor")
     }

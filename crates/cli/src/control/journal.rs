@@ -19,15 +19,32 @@ fn folder() -> Option<PathBuf> {
     Some(state_folder()?.join("in-doubt"))
 }
 
-/// Keeps one; its file.
-pub(crate) fn keep(watch: &Watch) -> io::Result<PathBuf> {
+/// One that is kept, by whoever goes on trying.
+#[derive(Debug)]
+pub(crate) struct Kept(PathBuf);
+
+impl Kept {
+    /// Whether somebody has decided, and whoever goes on trying is to end.
+    pub(crate) fn is_decided(&self) -> bool {
+        !self.0.exists()
+    }
+
+    /// It is not in doubt any more.
+    pub(crate) fn forget(self) {
+        // Somebody may have decided just now.
+        let _ = fs::remove_file(self.0);
+    }
+}
+
+/// Keeps one.
+pub(crate) fn keep(watch: &Watch) -> io::Result<Kept> {
     let Some(folder) = folder() else {
         return Err(ErrorKind::NotFound.into());
     };
     make(&folder)?;
     let file = folder.join(format!("{}.json", session_name(watch.session)));
     fs::write(&file, serde_json::to_vec_pretty(watch)?)?;
-    Ok(file)
+    Ok(Kept(file))
 }
 
 /// All of them. A file that cannot be read is told of.
@@ -55,6 +72,14 @@ pub(super) fn all() -> io::Result<Vec<Entry>> {
 impl Entry {
     pub(super) fn name(&self) -> String {
         session_name(self.watch.session)
+    }
+
+    /// It is being settled: whoever goes on trying ends, and lets go of QEMU's monitor.
+    pub(super) fn take(&mut self) -> io::Result<()> {
+        let taken = self.file.with_extension("taken");
+        fs::rename(&self.file, &taken)?;
+        self.file = taken;
+        Ok(())
     }
 
     /// It is settled.

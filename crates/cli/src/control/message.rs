@@ -66,6 +66,9 @@ pub(crate) struct Status {
     pub(crate) phase: String,
     /// The connection was lost when the source may have committed: it waits to be told.
     pub(crate) in_doubt: bool,
+    /// The VM has been started here, and its memory follows.
+    #[serde(default)]
+    pub(crate) runs: bool,
     pub(crate) wire_bytes: Option<u64>,
     /// On the link, smoothed.
     pub(crate) rate: Option<u64>,

@@ -16,10 +16,10 @@ mod server;
 mod status;
 mod tune;
 
-pub(crate) use journal::keep as keep_in_doubt;
+pub(crate) use journal::{Kept, keep as keep_in_doubt};
 pub(crate) use message::{Answer, Request, Role, Status};
 pub(crate) use place::{make as make_folder, state_folder};
-pub(crate) use server::Control;
+pub(crate) use server::{Control, clear_away};
 
 pub(crate) use resolve::run as resolve;
 pub(crate) use status::run as status;

@@ -37,8 +37,7 @@ impl Control {
             return Ok(Control::default());
         };
         make(&folder)?;
-        let name = format!("{}-{}.sock", role.name(), std::process::id());
-        let path = folder.join(name);
+        let path = folder.join(name(role, std::process::id()));
         // Of a process that had this number before.
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path)?;
@@ -107,6 +106,21 @@ impl Control {
                 });
             }
         }
+    }
+}
+
+fn name(role: Role, pid: u32) -> String {
+    format!("{}-{pid}.sock", role.name())
+}
+
+/// Clears away the socket of a half that was killed.
+pub(crate) fn clear_away(pid: u32) {
+    let Some(folder) = run_folder() else {
+        return;
+    };
+    for role in [Role::Send, Role::Receive] {
+        // It had one of them, or neither.
+        let _ = std::fs::remove_file(folder.join(name(role, pid)));
     }
 }
 

@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 
 use hypervisor::Vm;
 use migrate::pilot::ASSUMED_LINK;
-use migrate::{Fault, Source, SourceAction};
+use migrate::{Fault, Source, SourceAction, put_verdict};
 use qemu_stream::RamBlock;
-use wire::{Frame, Message, put_control};
+use wire::{AbortCode, Frame, Message, put_control};
 
 use super::{Follow, QMP_LIMIT, Watch};
 use crate::buffer::{Filled, Input, Output};
+use crate::control::{Kept, keep_in_doubt};
 use crate::guest_ram::GuestRam;
 use crate::net::{Channel, Connector, Hurry, Link};
 use crate::poll::wait;
+use crate::report::session_name;
 use crate::send::{self, WAITING_IN_A_HURRY};
 
 /// Longest try to connect.
@@ -23,6 +25,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_millis(250);
 /// A destination that says nothing for so long is not there.
 const SILENCE: Duration = Duration::from_secs(20);
+
 /// Sends all that is missing, however long that takes.
 pub(super) fn go_on(watch: &Watch, follow: &Follow) -> io::Result<()> {
     let peer = watch.peer;
@@ -30,6 +33,7 @@ pub(super) fn go_on(watch: &Watch, follow: &Follow) -> io::Result<()> {
         eprintln!(
             "unmoor guardian: the relay died while memory followed the VM to {peer}, and QEMU's memory cannot be read here: what had not arrived is lost, and with it the VM at {peer}. The VM here is as it was at the switchover"
         );
+        tell_that_it_is_lost(watch);
         return Ok(());
     }
     eprintln!(
@@ -39,8 +43,24 @@ pub(super) fn go_on(watch: &Watch, follow: &Follow) -> io::Result<()> {
         eprintln!(
             "unmoor guardian: that is not possible: {why}. What had not arrived at {peer} is lost, and with it the VM there"
         );
+        tell_that_it_is_lost(watch);
     })?;
     crate::hurry();
+    let mut kept = None;
+    let ended = try_until_it_is_over(&mut sender, watch, follow, &mut kept);
+    if let Some(kept) = kept {
+        kept.forget();
+    }
+    ended
+}
+
+fn try_until_it_is_over(
+    sender: &mut Sender,
+    watch: &Watch,
+    follow: &Follow,
+    kept: &mut Option<Kept>,
+) -> io::Result<()> {
+    let peer = watch.peer;
     let mut told = false;
     loop {
         match sender.session(watch, follow) {
@@ -52,19 +72,57 @@ pub(super) fn go_on(watch: &Watch, follow: &Follow) -> io::Result<()> {
             }
             Err(End::Final(why)) => {
                 eprintln!("unmoor guardian: {why}: what had not arrived at {peer} is lost");
+                tell_that_it_is_lost(watch);
                 return Err(io::Error::other(why));
             }
             Err(End::Again(why)) if !told => {
                 told = true;
-                eprintln!("unmoor guardian: {why}; trying again until the VM has its memory");
+                eprintln!(
+                    "unmoor guardian: {why}; trying again until the VM has its memory, or `unmoor resolve {}` decides",
+                    session_name(watch.session)
+                );
+                *kept = keep_in_doubt(watch).ok();
             }
             Err(End::Again(_)) => {}
+        }
+        if kept.as_ref().is_some_and(Kept::is_decided) {
+            eprintln!("unmoor guardian: `unmoor resolve` has decided: not trying any more");
+            return Ok(());
         }
         // The end of QEMU is the end of its memory.
         if sender.vm.wait_event(Instant::now() + AGAIN).is_err() {
             eprintln!("unmoor guardian: the QEMU here has ended: what had not arrived is lost");
+            tell_that_it_is_lost(watch);
             return Err(io::ErrorKind::BrokenPipe.into());
         }
+    }
+}
+
+/// The destination need not wait any longer. Best effort: there an operator can say so as well.
+fn tell_that_it_is_lost(watch: &Watch) {
+    let told = Connector::new(&watch.protection, &watch.host, watch.from)
+        .map_err(io::Error::other)
+        .and_then(|connector| {
+            let link = connector.connect_to(watch.peer, CONNECT_LIMIT, None);
+            let mut output = Output::default();
+            put_verdict(watch.session, true, output.tail());
+            let abort = Message::Abort {
+                code: AbortCode::Qemu,
+                reason: "the source's QEMU, and with it what has not come, is gone".into(),
+            };
+            put_control(&abort, output.tail());
+            let mut link = link.map_err(io::Error::other)?;
+            link.send_all(&mut output, CONNECT_LIMIT)?;
+            Ok(link)
+        });
+    match told {
+        // It is read before the connection is seen to close.
+        Ok(link) => drop(link),
+        Err(error) => eprintln!(
+            "unmoor guardian: the destination at {} could not be told ({error}): `unmoor resolve {} --give-up` there ends its waiting",
+            watch.peer,
+            session_name(watch.session)
+        ),
     }
 }
 

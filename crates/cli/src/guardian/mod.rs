@@ -41,7 +41,7 @@ use keeper::Keep;
 pub(crate) use keeper::Keeper;
 
 use crate::buffer::{Filled, Input, Output};
-use crate::control::keep_in_doubt;
+use crate::control::{clear_away, keep_in_doubt};
 use crate::net::{Connector, Protection};
 use crate::poll::wait;
 use crate::report::session_name;
@@ -165,6 +165,7 @@ pub(crate) fn run() -> io::Result<()> {
     // A session of its own: whatever ends the source half's process group, a terminal's Ctrl-C
     // or a script's kill, does not reach the guardian.
     rustix::process::setsid().ok();
+    let guarded = rustix::process::getppid();
     for signal in [
         signal_hook::consts::SIGINT,
         signal_hook::consts::SIGTERM,
@@ -197,6 +198,9 @@ pub(crate) fn run() -> io::Result<()> {
         let mut stdout = io::stdout().lock();
         // Should the source half be gone already, the end of its pipe comes next.
         let _ = stdout.write_all(b"+").and_then(|()| stdout.flush());
+    }
+    if let Some(pid) = guarded.and_then(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok()) {
+        clear_away(pid);
     }
     if let Some(kept) = kept {
         return keeper::take_over(&kept);

@@ -182,6 +182,12 @@ impl<'r, 'a> Session<'r, 'a> {
                         self.on_loss(&why);
                     }
                 }
+                // Nobody has what has not come.
+                Err(Stop::Failed(failure @ Failure::Cancelled(_)))
+                    if self.must_wait_for_the_source() =>
+                {
+                    return self.memory_is_lost(&failure);
+                }
                 // What has come cannot be gone on with: it is asked for again, on a new connection.
                 Err(Stop::Failed(failure))
                     if self.engine.phase() > DestinationPhase::Ready
@@ -600,6 +606,8 @@ impl<'r, 'a> Session<'r, 'a> {
                 any = true;
                 continue;
             }
+            let phase = self.engine.phase();
+            let needs_it = phase > DestinationPhase::Ready && self.engine.needs_the_source();
             let mut outputs = Outputs {
                 peer: self.to_peer.tail(),
                 qemu: self.to_qemu.tail(),
@@ -611,6 +619,7 @@ impl<'r, 'a> Session<'r, 'a> {
                         code: AbortCode::Cancelled,
                         reason,
                     } => Failure::Cancelled(format!("the source gave up: {reason}")),
+                    Fault::PeerAborted { reason, .. } if needs_it => Failure::Cancelled(reason),
                     Fault::PeerAborted { reason, .. } => {
                         Failure::Failed(format!("the source gave up: {reason}"))
                     }

@@ -32,6 +32,7 @@ impl Receiver<'_> {
             path: None,
             phase: "waiting for a source".into(),
             in_doubt: false,
+            runs: false,
             wire_bytes: None,
             rate: None,
             link_bytes_per_s: None,
@@ -71,13 +72,17 @@ impl Session<'_, '_> {
             path: channel.map(crate::net::Channel::describe),
             phase: self.engine.phase().describe().into(),
             in_doubt: self.not_in_doubt().is_none(),
+            runs: self.must_wait_for_the_source(),
             ..self.receiver.status()
         }
     }
 
     /// Why nobody but the source decides; nothing if it was cut off and may have committed.
     fn not_in_doubt(&self) -> Option<String> {
-        if self.engine.phase() != DestinationPhase::Ready {
+        if self.must_wait_for_the_source() {
+            let connected = self.link.is_some();
+            connected.then(|| "the source is connected, and sends what has not come".into())
+        } else if self.engine.phase() != DestinationPhase::Ready {
             Some(format!(
                 "there is nothing to resolve while {}",
                 self.engine.phase().describe()
@@ -95,6 +100,12 @@ impl Session<'_, '_> {
     fn resolve(&mut self, run: bool) -> Result<(), Stop> {
         if !run {
             return Err(Failure::Cancelled("given up by `unmoor resolve`".into()).into());
+        }
+        if self.must_wait_for_the_source() {
+            self.receiver.report.tell(&Event::Note {
+                text: "the VM was started here long ago: `unmoor resolve --give-up` would end the waiting for its memory".into(),
+            });
+            return Ok(());
         }
         let Some(session) = self.session else {
             return Ok(());

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// The files, open from the beginning on. What they held is replaced only by a whole report.
@@ -43,6 +44,8 @@ fn open(path: &Path) -> Result<File, String> {
         .write(true)
         .create(true)
         .truncate(false)
+        // Command lines of the guest's processes are in it: whom it is for is the user's to say.
+        .mode(0o600)
         .open(path);
     opened.map_err(|error| {
         format!(
@@ -62,6 +65,8 @@ fn replace(mut file: &File, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -73,7 +78,11 @@ mod tests {
         assert_eq!(std::fs::read(&html)?, b"an older and longer report");
         files.write("<p>", b"{}")?;
         assert_eq!(std::fs::read(&html)?, b"<p>");
-        assert_eq!(std::fs::read(folder.path().join("move.json"))?, b"{}");
+        let data = folder.path().join("move.json");
+        assert_eq!(std::fs::read(&data)?, b"{}");
+        // A new file is its user's alone.
+        let mode = std::fs::metadata(&data)?.permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
         Ok(())
     }
 

@@ -111,6 +111,7 @@ impl Session<'_> {
     pub(super) fn begin_anew(&mut self, link: Link) {
         self.cut = None;
         self.ticket = None;
+        self.is_same_peer = false;
         self.channel = Channel::new(link, ledger());
         self.hurry();
         self.input = Input::default();

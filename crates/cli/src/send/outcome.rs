@@ -159,6 +159,37 @@ impl Session<'_> {
         Ok(vm)
     }
 
+    /// An operator has looked at both hosts: nobody else tries any more.
+    pub(super) fn resolved(mut self, run: bool) -> Exit {
+        if let Some(guardian) = self.guardian.take() {
+            guardian.done();
+        }
+        self.qemu = None;
+        let (exit, vm) = match run {
+            true => match self.put_back() {
+                Ok(vm) => (Exit::Failed, format!("{vm}, as it was at the switchover")),
+                Err(error) => (
+                    Exit::NeedsHelp,
+                    format!(
+                        "the VM could not be brought back: {error}; resume it with `cont` on {}",
+                        self.args.qmp.display()
+                    ),
+                ),
+            },
+            false => {
+                self.restore_settings();
+                (Exit::InDoubt, "the VM rests here and stays so".into())
+            }
+        };
+        self.tell_sample();
+        self.report.tell(&Event::Failed {
+            exit: exit as u8,
+            error: "the destination does not answer, and `unmoor resolve` has decided".into(),
+            vm,
+        });
+        exit
+    }
+
     pub(super) fn in_doubt(mut self, why: &str) -> Exit {
         if let Some(watch) = &self.watch
             && let Err(error) = keep_in_doubt(watch)

@@ -78,6 +78,12 @@ pub(crate) struct Session<'a> {
     pub(super) audited: Option<Audited>,
     pub(super) hook: Option<Hook>,
     pub(super) hook_time: Option<Duration>,
+    /// Whoever is spoken with has known the VM from the first word on.
+    pub(super) is_same_peer: bool,
+    /// The destination has given the VM up before it heard of the commit.
+    given_up_there: bool,
+    /// What an operator has decided where the destination does not answer: whether the VM runs here.
+    pub(super) decided: Option<bool>,
     /// How the VM has started at the destination.
     pub(super) started: Option<Started>,
     pub(super) alive: KeepAlive,
@@ -172,6 +178,9 @@ impl<'a> Session<'a> {
             audited: None,
             hook: None,
             hook_time: None,
+            is_same_peer: true,
+            given_up_there: false,
+            decided: None,
             started: None,
             alive: KeepAlive::new(args.net.peer_timeout, now),
             pace: None,
@@ -204,7 +213,10 @@ impl<'a> Session<'a> {
     pub(crate) fn run(mut self) -> Exit {
         match self.drive() {
             Ok(started) => self.moved(started),
-            Err(failure) if self.engine.phase() < SourcePhase::Committed => self.stay(&failure),
+            Err(failure) if self.engine.phase() < SourcePhase::Committed || self.given_up_there => {
+                self.stay(&failure)
+            }
+            Err(_) if let Some(run) = self.decided => self.resolved(run),
             Err(failure) if self.must_go_on() => self.leave_it_to_the_guardian(&failure),
             Err(failure) => match self.settle(&failure) {
                 Settled::Moved(started) => self.moved(started),
@@ -479,7 +491,10 @@ impl<'a> Session<'a> {
         if (control_from..control_to).any(is_ready) {
             self.hear();
         }
-        Ok(())
+        match self.decided {
+            Some(_) => Err(Failure::Cancelled("by `unmoor resolve`".into())),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn on_signal(&mut self) -> Result<(), Failure> {
@@ -577,6 +592,11 @@ impl<'a> Session<'a> {
                 }
                 _ => {}
             }
+            // Who has heard of the commit does not say so any more: the VM does not run there, and will
+            // not. Another that waits there now cannot know.
+            self.given_up_there = self.is_same_peer
+                && self.engine.phase() == SourcePhase::Committed
+                && matches!(frame, Frame::Control(Message::Abort { .. }));
             self.engine
                 .frame(frame, self.output.tail())
                 .map_err(|fault| match fault {

@@ -18,9 +18,13 @@ impl Session<'_> {
                 Ok(()) => Answer::Done,
                 Err(why) => Answer::Refused { why },
             },
-            Request::Resolve { .. } => Answer::Refused {
+            Request::Resolve { .. } if !self.is_in_doubt() => Answer::Refused {
                 why: "this migration is under way: it ends by itself, or with Ctrl-C".into(),
             },
+            Request::Resolve { run } => {
+                self.decided.get_or_insert(run);
+                Answer::Done
+            }
         });
         self.control = control;
     }
@@ -47,6 +51,11 @@ impl Session<'_> {
         });
     }
 
+    /// The VM may run at the destination, without all of its memory, and nobody answers there.
+    fn is_in_doubt(&self) -> bool {
+        self.cut.is_some() && self.must_go_on()
+    }
+
     fn status(&self) -> Status {
         #[expect(
             clippy::cast_possible_truncation,
@@ -62,7 +71,8 @@ impl Session<'_> {
             peer: Some(self.channel.peer().to_string()),
             path: Some(self.channel.describe()),
             phase: self.engine.phase().describe().into(),
-            in_doubt: false,
+            in_doubt: self.is_in_doubt(),
+            runs: false,
             wire_bytes: Some(self.meters.wire_bytes),
             rate: Some(now),
             link_bytes_per_s: self.output.link_rate(),

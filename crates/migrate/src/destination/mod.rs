@@ -339,9 +339,10 @@ impl Destination {
         }
     }
 
-    /// Tells the source that this side gives up; nothing is put once the VM has been started.
+    /// Tells the source that this side gives up; nothing is put once the commit has been heard. So a
+    /// source that hears it in answer to its commit knows that the VM does not run here, and will not.
     pub fn abort(&self, code: AbortCode, reason: &str, peer: &mut Vec<u8>) {
-        if self.phase < DestinationPhase::Started {
+        if self.phase <= DestinationPhase::Ready {
             let reason = reason.to_owned();
             put_control(&Message::Abort { code, reason }, peer);
         }
@@ -352,6 +353,13 @@ impl Destination {
         match (self.phase, message) {
             (_, Message::KeepAlive) => {}
             (phase, Message::Abort { code, reason }) if phase < P::Starting => {
+                return Err(Fault::PeerAborted {
+                    code: *code,
+                    reason: reason.clone(),
+                });
+            }
+            // What is missing is lost.
+            (_, Message::Abort { code, reason }) if self.following.is_under_way() => {
                 return Err(Fault::PeerAborted {
                     code: *code,
                     reason: reason.clone(),

@@ -89,6 +89,8 @@ fn memory_is_equal_and_one_copy_runs_whatever_happens() {
             "resumed after the commit",
             "resumed over several connections",
             "settled by the guardian",
+            "destination QEMU ended",
+            "taken back",
         ] {
             assert!(
                 seen.get(what).is_some_and(|count| *count > 0),

@@ -48,6 +48,8 @@ enum Fault {
     Cut,
     Cancel,
     Refuse,
+    /// The QEMU that waits ends.
+    QemuEnds,
     Truncate,
     Corrupt,
 }
@@ -120,6 +122,8 @@ pub(crate) struct World {
     there: Pipe,
     back: Pipe,
     connected: bool,
+    /// Another may be spoken with than the one that the VM was sent to.
+    reconnected: bool,
     /// The source half has died after its commit: its guardian tells the destination, and waits.
     guardian_tells: bool,
     destination: Destination,
@@ -167,6 +171,7 @@ impl World {
         let fault = match random.below(12) {
             0..=3 => Fault::Cut,
             4 => Fault::Cancel,
+            5 if seed.is_multiple_of(2) => Fault::QemuEnds,
             5 => Fault::Refuse,
             6 => Fault::Truncate,
             7 => Fault::Corrupt,
@@ -210,6 +215,7 @@ impl World {
             back: network.pipe(),
             network,
             connected: true,
+            reconnected: false,
             guardian_tells: false,
             destination: Destination::new(),
             destination_decoder: Decoder::new(),
@@ -288,6 +294,13 @@ impl World {
                 self.seen.insert("destination refused");
                 self.destination_qemu.refuses = true;
             }
+            Fault::QemuEnds if self.destination.phase() <= DestinationPhase::Ready => {
+                self.seen.insert("destination QEMU ended");
+                if !self.destination_gave_up {
+                    self.destination_gives_up();
+                }
+            }
+            Fault::QemuEnds => {}
             Fault::Truncate if !self.stream_over && !self.source_qemu.completed => {
                 self.seen.insert("stream truncated");
                 self.source_gives_up();
@@ -439,8 +452,14 @@ impl World {
         }
         let mut at = 0;
         while let Ok(Some((used, frame))) = self.source_decoder.next(&self.source_input[at..]) {
+            let is_abort = matches!(frame, Frame::Control(Message::Abort { .. }));
             let result = self.source.frame(frame, &mut self.there.bytes);
             at += used;
+            if result.is_err() && is_abort && self.recorded && !self.reconnected {
+                self.seen.insert("taken back");
+                self.taken_back();
+                return;
+            }
             if result.is_err() {
                 assert!(self.source.phase() < SourcePhase::Committed, "{result:?}");
                 self.source_gives_up();
@@ -521,6 +540,14 @@ impl World {
             .pass(&self.source, &out, &mut self.there.bytes, &mut self.seen);
     }
 
+    /// The destination has given up before it heard of the commit: the source VM runs on.
+    fn taken_back(&mut self) {
+        assert!(self.destination_gave_up && !self.destination_qemu.runs);
+        self.recorded = false;
+        self.source_gave_up = true;
+        self.connected = false;
+    }
+
     /// Before the commit is recorded: the source VM runs on.
     fn source_gives_up(&mut self) {
         assert!(!self.recorded, "a recorded commit cannot be taken back");
@@ -576,6 +603,7 @@ impl World {
         } else {
             "revoked by verdict"
         });
+        self.reconnected = true;
         self.there = self.network.pipe();
         self.back = self.network.pipe();
         self.source_input.clear();
