@@ -19,6 +19,9 @@ fn main() -> std::io::Result<()> {
         ("wire", connection()),
         ("stripes", chunks()),
         ("pack", pack::fuzz_entry::seed()),
+        ("destination", migrate::fuzz_entry::seed()),
+        ("source", connection()),
+        ("monitor", monitor()),
         ("guest", guest_proto::fuzz_entry::seeds().concat()),
     ] {
         let folder = Path::new(&folder).join(target);
@@ -74,6 +77,18 @@ fn connection() -> Vec<u8> {
     put_device(&[1, 2, 3], &mut bytes);
     put_packed(1, Form::Recalled, 4096, &[1, 2, 3], &mut bytes);
     bytes
+}
+
+fn monitor() -> Vec<u8> {
+    [
+        r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}}}}"#,
+        r#"{"event": "MIGRATION", "data": {"status": "active"}, "timestamp": {"seconds": 1, "microseconds": 2}}"#,
+        r#"{"return": {"status": "active", "ram": {"remaining": 7, "page-size": 4096}}, "id": 3}"#,
+        r#"{"error": {"class": "GenericError", "desc": "no"}, "id": 4}"#,
+        "",
+    ]
+    .join("\r\n")
+    .into_bytes()
 }
 
 fn chunks() -> Vec<u8> {

@@ -277,7 +277,7 @@ fn nobody_decides_over_a_source_that_is_there() -> Result<()> {
     }
     let unknown = ask(&pair, Host::A, &["resolve", name])?;
     assert!(
-        text(&unknown).contains("nothing is known here"),
+        text(&unknown).contains("nothing to resolve"),
         "{}",
         text(&unknown)
     );

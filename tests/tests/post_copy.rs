@@ -1,11 +1,11 @@
 //! Memory that follows after the switchover, on real QEMU: nobody is paused, and nothing is lost.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::client::{RedisReport, Running};
-use lab::relay::Unmoor;
-use lab::{VmOptions, results};
+use lab::relay::{Unmoor, command};
+use lab::{Host, VmOptions, results};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use unmoor_tests::on_the_way::left_behind;
@@ -237,16 +237,48 @@ fn what_only_the_relay_has_is_lost_with_it_and_that_is_said() -> Result<()> {
     following.sender.await_matching("note", warned, SHORT)?;
     following.await_some(10_000_000)?;
     following.sender.signal(Signal::KILL)?;
-    let deadline = std::time::Instant::now() + SHORT;
+    let deadline = Instant::now() + SHORT;
     while !following.sender.stderr().contains("is lost, and with it") {
-        ensure!(
-            std::time::Instant::now() < deadline,
-            "{}",
-            following.sender.stderr()
-        );
+        ensure!(Instant::now() < deadline, "{}", following.sender.stderr());
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(following.pair.source.status()?, "postmigrate");
+    Ok(())
+}
+
+/// Neither the destination nor the relay is there any more: the guardian tries until somebody decides.
+#[test]
+fn an_operator_takes_the_vm_back_from_a_guardian() -> Result<()> {
+    let mut following = Following::set_out(&[])?;
+    following.await_some(10_000_000)?;
+    let connected = following.sender.await_event("connected", SHORT)?;
+    let session = connected["session"].as_str().context("no session")?;
+    following.pair.destination.kill();
+    following.sender.signal(Signal::KILL)?;
+    following.receiver.exit(SHORT)?;
+    let resolve = |more: &[&str]| -> Result<String> {
+        let output = command(&following.pair.lab, Host::A)
+            .args([&["resolve", session], more].concat())
+            .output()?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    };
+    let deadline = Instant::now() + SHORT;
+    while !following.sender.stderr().contains("or `unmoor resolve") {
+        ensure!(Instant::now() < deadline, "{}", following.sender.stderr());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let asked = resolve(&[])?;
+    ensure!(asked.contains("--run-here"), "{asked}");
+    let taken = resolve(&["--run-here"])?;
+    let wrote = following.sender.stderr();
+    ensure!(wrote.contains("has decided"), "{taken} {wrote}");
+    // As it was at the switchover, and nothing of its memory is lost.
+    following.pair.source.wait_status("running", SHORT)?;
+    await_writing(&mut following.pair.source)?;
+    verify_writer(&mut following.pair.source)?;
+    let unknown = resolve(&[])?;
+    ensure!(unknown.contains("nothing is known here"), "{unknown}");
     Ok(())
 }
 

@@ -20,6 +20,8 @@ mod client;
 mod codec;
 mod error;
 mod facts;
+#[cfg(any(test, feature = "test-support"))]
+pub mod fuzz_entry;
 mod host_ram;
 mod load;
 mod memory_map;

@@ -16,6 +16,8 @@
 mod destination;
 mod fault;
 pub mod forecast;
+#[cfg(any(test, feature = "test-support"))]
+pub mod fuzz_entry;
 mod guest_map;
 mod holds;
 mod keepalive;
