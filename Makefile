@@ -9,10 +9,11 @@ RESULTS := target/results
 # One VM pair at a time: two would measure each other, and 2 cores carry no more.
 E2E := --test-threads=1
 FUZZ_SECONDS ?= 60
+SOAK_SECONDS ?= 3600
 # Words for unmoor-bench; tests/src/bin/unmoor-bench/main.rs tells which.
 BENCH ?=
 
-.PHONY: help tools setup setup-debian build demo test test-unit test-e2e test-slow test-faults test-defects bench lint fuzz man clean-lab
+.PHONY: help tools setup setup-debian build demo test test-unit test-e2e test-slow test-faults test-defects soak bench lint fuzz man clean-lab
 
 help: ## What there is to make
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -60,6 +61,10 @@ test-faults: setup ## Whatever can break, at every moment, under every protocol 
 	target/release/unmoor-faults --part 2/2 || second=$$?; \
 	wait $$first && [ $$second = 0 ]
 	target/release/unmoor-faults --render
+
+soak: setup ## One VM moves back and forth for an hour; SOAK_SECONDS=600 for less
+	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests
+	target/release/unmoor-soak $(SOAK_SECONDS)
 
 test-defects: setup ## Whether the tests can fail: two defects, each to be found twice (ten minutes)
 	tests/defects/run.sh

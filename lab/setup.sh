@@ -17,6 +17,7 @@ lab/tools.sh
 need iproute2 openssl kmod cpio gzip util-linux procps qemu-system-x86
 need chromium fonts-dejavu-core # a browser, for the report
 need libfaketime                # clocks that jump
+need systemd                    # looks at its units
 
 # --- Packages that are only unpacked. apt gets lists of its own, so that the system's sources
 # stay as they are.

@@ -1,5 +1,6 @@
 //! A migration that has been brought to a moment, and what the faults can reach of it.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,14 +15,14 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::{Cell, Fault, Moment, Protocol};
+use super::{Cell as MatrixCell, Fault, Moment, Protocol};
 use crate::{MIGRATION_LIMIT, Pair, SHORT, connect_agent};
 
 /// What the relays send, well below the link: passes take their time.
 const BANDWIDTH: &str = "200Mbit";
 /// Without an agent a job that outruns the link is never done: so long it may take, where it may be
 /// without one, and elsewhere.
-const TIME: [&str; 2] = ["20s", "90s"];
+const TIME: [&str; 2] = ["30s", "90s"];
 /// Between two looks at what tells nobody.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Where Debian keeps what makes clocks jump.
@@ -41,12 +42,13 @@ pub(super) enum Guest {
 /// A migration at a moment.
 #[derive(Debug)]
 pub(super) struct Scene {
-    pub(super) cell: Cell,
+    pub(super) cell: MatrixCell,
     pub(super) sender: Unmoor,
     pub(super) receiver: Unmoor,
     pub(super) guest: Guest,
     /// Writing to it lets the migration go on to its commit.
     gate: PathBuf,
+    gate_is_open: Cell<bool>,
     clock: PathBuf,
     pub(super) begun: Instant,
     pub(super) pair: Pair,
@@ -79,7 +81,7 @@ impl Drop for Disk {
 
 impl Scene {
     /// Sets out, and goes as far as the moment.
-    pub(super) fn reach(cell: Cell) -> Result<Self> {
+    pub(super) fn reach(cell: MatrixCell) -> Result<Self> {
         let begun = Instant::now();
         let lab = Lab::new(&LabOptions::with_rate("1gbit"))?;
         let disks = match cell.fault {
@@ -114,6 +116,7 @@ impl Scene {
             receiver,
             guest: Guest::Intact,
             gate,
+            gate_is_open: Cell::new(false),
             clock,
             begun,
             pair,
@@ -181,6 +184,9 @@ impl Scene {
 
     /// Lets whoever waits before the commit go on, unless there is nobody any more.
     fn open_gate(&self) -> Result<()> {
+        if self.gate_is_open.replace(true) {
+            return Ok(());
+        }
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let deadline = Instant::now() + SHORT;
         loop {
@@ -299,7 +305,12 @@ fn receive(pair: &Pair, variables: &[(&str, String)]) -> Result<Unmoor> {
     Unmoor::receive_with(&pair.lab, Host::B, &pair.destination, &words, variables)
 }
 
-fn send(pair: &Pair, cell: Cell, gate: &Path, variables: &[(&str, String)]) -> Result<Unmoor> {
+fn send(
+    pair: &Pair,
+    cell: MatrixCell,
+    gate: &Path,
+    variables: &[(&str, String)],
+) -> Result<Unmoor> {
     let agent = pair.source.agent_path().display().to_string();
     let time = TIME[usize::from(!cell.fault.is_of_the_guest())];
     let hold = format!("read go < {}", gate.display());
