@@ -42,10 +42,16 @@ impl Control {
         Ok(output)
     }
 
-    fn ask(&mut self, command: &str) -> Result<(i32, String)> {
+    /// Sends a shell command; its answer is passed over.
+    pub(super) fn tell(&mut self, command: &str) -> Result<String> {
         self.next_id += 1;
         let id = self.next_id.to_string();
         writeln!(self.stream, "{id} {command}")?;
+        Ok(id)
+    }
+
+    fn ask(&mut self, command: &str) -> Result<(i32, String)> {
+        let id = self.tell(command)?;
         loop {
             let line = self.line()?;
             let fields: Vec<&str> = line.split(' ').collect();

@@ -294,7 +294,11 @@ impl Vm {
         if self.monitor.is_none() {
             let path = self.folder.join("lab-qmp");
             let connected = Client::connect(&path, Duration::from_secs(20));
-            let told = || format!("QEMU's monitor; it wrote `{}`", self.stderr().trim());
+            let status = self.child.try_wait()?;
+            let told = || {
+                let status = status.map_or("runs".to_owned(), |status| status.to_string());
+                format!("QEMU ({status}), which wrote `{}`", self.stderr().trim())
+            };
             self.monitor = Some(connected.with_context(told)?);
         }
         self.monitor.as_mut().context("no monitor")
@@ -354,6 +358,14 @@ impl Vm {
         }
         let control = self.control.as_mut().context("no control channel")?;
         control.run(command)
+    }
+
+    /// Has the guest run a shell command; nobody waits for it, and the guest may not come to it.
+    pub fn tell_guest(&mut self, command: &str) -> Result<()> {
+        let mut control = self.take_control()?;
+        control.tell(command)?;
+        self.control = Some(control);
+        Ok(())
     }
 
     /// The channel on which [`guest`](Vm::guest) talks, to be used by another thread. It has to be

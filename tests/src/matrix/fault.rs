@@ -131,16 +131,16 @@ impl Fault {
             Fault::AgentKilled => {
                 // The one that began first: the other watches over it.
                 let kill = "kill -9 $(pidof unmoor-agent | tr ' ' '\\n' | sort -n | head -n 1)";
-                scene.running_vm().guest(kill)?;
+                scene.running_vm().tell_guest(kill)?;
             }
             Fault::GuestReset => {
                 scene.running_vm().qmp("system_reset", &json!({}))?;
                 scene.guest = Guest::Reset;
             }
             Fault::GuestPanic => {
-                // Who asks would not be answered.
-                let panic = "(usleep 100000; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &";
-                scene.running_vm().guest(panic)?;
+                scene
+                    .running_vm()
+                    .tell_guest("echo c >/proc/sysrq-trigger")?;
                 scene.guest = Guest::Panicked;
             }
             Fault::LinkCut => {

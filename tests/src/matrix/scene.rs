@@ -239,7 +239,7 @@ impl Scene {
                 false => 3600,
             };
             let jump = format!("date -s @$(( $(date +%s) + {seconds} ))");
-            self.running_vm().guest(&jump)?;
+            self.running_vm().tell_guest(&jump)?;
         }
         Ok(())
     }
