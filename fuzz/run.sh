@@ -19,6 +19,12 @@ cargo build -q --release --locked --manifest-path fuzz/Cargo.toml --target "$tri
 RUSTFLAGS='' cargo run -q --release --locked --manifest-path fuzz/Cargo.toml \
   --target-dir target/fuzz --bin seeds -- target/fuzz-corpus
 
+# What earlier runs have found, here or elsewhere.
+for target in "${targets[@]}"; do
+  [ ! -e "fuzz/corpus/$target.tar.gz" ] ||
+    tar -xzf "fuzz/corpus/$target.tar.gz" -C "target/fuzz-corpus/$target"
+done
+
 rm -rf target/results/fuzz.d
 mkdir -p target/results/fuzz.d target/fuzz-artifacts
 findings=0

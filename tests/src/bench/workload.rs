@@ -52,7 +52,7 @@ const BATCH: &[Job] = &[Job {
 }];
 
 /// The benchmark's workloads.
-pub const ALL: [Workload; 9] = [
+pub const ALL: [Workload; 10] = [
     Workload {
         name: "W1",
         title: "Redis under load, and a job that rewrites 600 MiB of whole pages at full speed",
@@ -169,6 +169,19 @@ pub const ALL: [Workload; 9] = [
         requests: REQUESTS,
         turns: None,
         link: Some("200mbit"),
+    },
+    Workload {
+        name: "W6b",
+        title: "Redis under load, and a job that changes 8 bytes of each page of 1250 MiB at full speed: more than ten times as many pages a second as the link carries",
+        jobs: &[Job {
+            name: "touching",
+            mib: 1250,
+            mb_per_s: 0,
+            mode: "touch",
+        }],
+        requests: REQUESTS,
+        turns: None,
+        link: GIGABIT,
     },
 ];
 

@@ -297,10 +297,13 @@ fn following(groups: &[Group<'_>], rows: &mut Vec<Row>) {
         seen: format!("{verified}, {frozen}"),
         met: Some(verified == all && frozen == 0),
     });
-    if let Some(slow) = find("W6", Mode::PostCopy) {
+    for outrun in ["W6", "W6b"] {
+        let Some(group) = find(outrun, Mode::PostCopy) else {
+            continue;
+        };
         rows.push(at_most(
-            "W6, post-copy: downtime, by that of W1 × 1.5",
-            downtime_of(slow),
+            format!("{outrun}, post-copy: downtime, by that of W1 × 1.5"),
+            downtime_of(group),
             downtime_of(ours).map(|downtime| downtime * 1.5),
             " ms",
             0,
