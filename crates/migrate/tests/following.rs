@@ -35,7 +35,7 @@ impl Peer {
         let mut preamble = Vec::new();
         Preamble::OURS.put(&mut preamble);
         peer.takes(&preamble).unwrap();
-        peer.hears(Message::Hello(Hello {
+        peer.hears(&Message::Hello(Hello {
             session: [5; 16],
             seed: SEED,
             software: "test".to_owned(),
@@ -50,9 +50,9 @@ impl Peer {
         ));
         peer.half
             .accept("test", "{}".to_owned(), 1 << 30, &mut Vec::new());
-        peer.hears(Message::MayFollow).unwrap();
-        peer.hears(Message::Head(Vec::new())).unwrap();
-        peer.hears(Message::RamSetup(RamSetup {
+        peer.hears(&Message::MayFollow).unwrap();
+        peer.hears(&Message::Head(Vec::new())).unwrap();
+        peer.hears(&Message::RamSetup(RamSetup {
             section_id: SECTION,
             instance_id: 0,
             version_id: 4,
@@ -66,7 +66,7 @@ impl Peer {
         }))
         .unwrap();
         peer.takes(&page(1)).unwrap();
-        peer.hears(Message::Follows(PageRuns {
+        peer.hears(&Message::Follows(PageRuns {
             block: 0,
             runs: vec![run(2, 2)],
         }))
@@ -77,14 +77,15 @@ impl Peer {
     /// The same, once its VM has been told to run.
     fn running() -> Self {
         let mut peer = Self::with_two_that_follow();
-        peer.hears(Message::RamEnd).unwrap();
+        peer.hears(&Message::RamEnd).unwrap();
         let mut devices = Vec::new();
         put_device(b"devices", &mut devices);
         peer.takes(&devices).unwrap();
         let digest = digest_of(&[1]);
-        peer.hears(Message::DeviceEnd { bytes: 7, digest }).unwrap();
+        peer.hears(&Message::DeviceEnd { bytes: 7, digest })
+            .unwrap();
         peer.answers_the_fence();
-        peer.hears(Message::Commit).unwrap();
+        peer.hears(&Message::Commit).unwrap();
         assert_eq!(peer.half.phase(), DestinationPhase::Starting);
         peer.qemu.clear();
         peer
@@ -107,9 +108,9 @@ impl Peer {
         self.half.return_path(&message, &mut Outputs { peer, qemu })
     }
 
-    fn hears(&mut self, message: Message) -> Result<(), Fault> {
+    fn hears(&mut self, message: &Message) -> Result<(), Fault> {
         let mut bytes = Vec::new();
-        put_control(&message, &mut bytes);
+        put_control(message, &mut bytes);
         self.takes(&bytes)
     }
 
@@ -181,7 +182,7 @@ fn what_follows_and_what_was_never_sent_is_taken_from_qemu() {
     // QEMU may have zeros around a page that has come, and would not ask for what lies there.
     let never_sent = discard(&[0..1, 4..8]);
     assert!(!peer.qemu_was_told(&never_sent));
-    peer.hears(Message::RamEnd).unwrap();
+    peer.hears(&Message::RamEnd).unwrap();
     assert!(peer.qemu_was_told(&never_sent));
 }
 
@@ -214,7 +215,7 @@ fn a_page_that_follows_does_not_come_before_the_vm_may_run() {
 fn the_end_is_refused_while_a_page_is_missing() {
     let mut peer = Peer::running();
     peer.takes(&page(2)).unwrap();
-    assert!(is_refused(&peer.hears(Message::AllSent(digest_of(&[])))));
+    assert!(is_refused(&peer.hears(&Message::AllSent(digest_of(&[])))));
 }
 
 #[test]
@@ -242,7 +243,7 @@ fn what_has_followed_is_compared_to_what_was_sent() {
         peer.takes(&page(2)).unwrap();
         peer.takes(&page(3)).unwrap();
         assert!(peer.half.needs_the_source());
-        peer.hears(Message::AllSent(theirs)).unwrap();
+        peer.hears(&Message::AllSent(theirs)).unwrap();
         let mut end = Vec::new();
         return_path::Message::Shut(0).put(&mut end);
         peer.qemu_says(&end).unwrap();

@@ -132,6 +132,6 @@ impl Pipe {
     /// What is on its way, connection by connection.
     pub(crate) fn on_the_way(&mut self) -> impl Iterator<Item = &mut [u8]> {
         self.send();
-        self.lanes.iter_mut().map(|lane| lane.make_contiguous())
+        self.lanes.iter_mut().map(VecDeque::make_contiguous)
     }
 }
