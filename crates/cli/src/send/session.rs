@@ -306,7 +306,8 @@ impl<'a> Session<'a> {
         if self.was_running {
             // Somebody with another monitor may have resumed the VM meanwhile.
             let state = self.vm.status().map_err(|e| failed(&e))?;
-            if state != RunState::PostMigrate {
+            // QEMU says `completed` a moment before it calls this rest; nothing but rest follows.
+            if !matches!(state, RunState::PostMigrate | RunState::FinishMigrate) {
                 return Err(Failure::Failed(format!(
                     "the source VM should rest for the commit but is {state}: somebody else has resumed it"
                 )));
