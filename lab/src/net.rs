@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -15,6 +15,8 @@ const PREFIX: &str = "unmoor";
 const MIGRATION_NET: &str = "10.78.0.0/24";
 /// Prefix of every folder that the lab makes; the process id follows.
 const FOLDER_PREFIX: &str = "unmoor-lab-";
+/// Where Debian keeps what makes clocks jump.
+const FAKE_TIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 /// A file system in memory, for what would take too long on a disk.
 const IN_MEMORY: &str = "/dev/shm";
 
@@ -44,6 +46,8 @@ impl fmt::Display for Host {
 pub struct LabOptions {
     /// Rate of the migration link as `tc` writes it, for example `1gbit`; unlimited if absent.
     pub link_rate: Option<String>,
+    /// The clocks of programs under test can be made to jump.
+    pub clocks_jump: bool,
 }
 
 impl LabOptions {
@@ -51,6 +55,7 @@ impl LabOptions {
     pub fn with_rate(rate: &str) -> Self {
         LabOptions {
             link_rate: Some(rate.to_owned()),
+            ..LabOptions::default()
         }
     }
 }
@@ -69,6 +74,8 @@ pub struct LinkBytes {
 pub struct Lab {
     prefix: String,
     run: tempfile::TempDir,
+    /// Says by how much clocks are wrong.
+    clock: Option<PathBuf>,
 }
 
 impl Lab {
@@ -79,10 +86,15 @@ impl Lab {
         // Numbered, since what a lab is dropped with is found by name: two labs in one process
         // must not end each other.
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let run = folder(&std::env::temp_dir())?;
         let lab = Lab {
             prefix: format!("{PREFIX}{}-{count}", std::process::id()),
-            run: folder(&std::env::temp_dir())?,
+            clock: options.clocks_jump.then(|| run.path().join("clock")),
+            run,
         };
+        if options.clocks_jump {
+            lab.set_clocks("+0")?;
+        }
         // From here on dropping `lab` removes whatever has been made.
         lab.build(options)
             .context("building the lab's network (it needs root)")?;
@@ -188,6 +200,30 @@ impl Lab {
     pub fn set_link(&self, up: bool) -> Result<()> {
         let state = if up { "up" } else { "down" };
         ip(&["-n", &self.namespace(Host::A), "link", "set", "mig0", state])
+    }
+
+    /// From now on the clocks of programs under test are wrong by so much, such as `+1h`. Those that
+    /// only count are not.
+    pub fn set_clocks(&self, by: &str) -> Result<()> {
+        let clock = self
+            .clock
+            .as_ref()
+            .context("clocks do not jump in this lab")?;
+        Ok(std::fs::write(clock, format!("{by}\n"))?)
+    }
+
+    /// What a program needs in its environment for that.
+    pub(crate) fn clock_variables(&self) -> Vec<(&'static str, String)> {
+        let Some(clock) = &self.clock else {
+            return Vec::new();
+        };
+        vec![
+            ("LD_PRELOAD", FAKE_TIME.to_owned()),
+            ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
+            // It is looked at again at each call.
+            ("FAKETIME_NO_CACHE", "1".to_owned()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+        ]
     }
 
     /// Ids of the processes that run at `host`.

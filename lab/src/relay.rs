@@ -36,19 +36,7 @@ struct Events {
 impl Unmoor {
     /// Starts `unmoor` at `host` with the given arguments and `--json`.
     pub fn start(lab: &Lab, host: Host, args: &[&str]) -> Result<Self> {
-        Self::start_with(lab, host, args, &[])
-    }
-
-    /// The same, with further variables in its environment.
-    pub fn start_with(
-        lab: &Lab,
-        host: Host,
-        args: &[&str],
-        variables: &[(&str, String)],
-    ) -> Result<Self> {
-        let mut command = command(lab, host);
-        command.envs(variables.iter().map(|(name, value)| (name, value)));
-        Self::spawn(lab, command, args)
+        Self::spawn(lab, command(lab, host), args)
     }
 
     /// Starts `unmoor` outside the lab's namespaces, where the test itself is.
@@ -91,47 +79,25 @@ impl Unmoor {
 
     /// Starts `unmoor receive` for `vm` at host B, or at `host`, and waits until it listens.
     pub fn receive(lab: &Lab, host: Host, vm: &Vm, more: &[&str]) -> Result<Self> {
-        Self::receive_with(lab, host, vm, more, &[])
-    }
-
-    /// The same, with further variables in its environment.
-    pub fn receive_with(
-        lab: &Lab,
-        host: Host,
-        vm: &Vm,
-        more: &[&str],
-        variables: &[(&str, String)],
-    ) -> Result<Self> {
         let address = format!("{}:{PORT}", address(host)?);
         let qmp = vm.qmp_path().display().to_string();
         let mut args = vec!["receive", "--qmp", &qmp, "--listen", &address];
         args.extend(protection(more));
         args.extend_from_slice(more);
-        let receiver = Self::start_with(lab, host, &args, variables)?;
+        let receiver = Self::start(lab, host, &args)?;
         receiver.await_event("listening", Duration::from_secs(20))?;
         Ok(receiver)
     }
 
     /// Starts `unmoor send` for `vm` from `host` to the other one.
     pub fn send(lab: &Lab, host: Host, vm: &Vm, more: &[&str]) -> Result<Self> {
-        Self::send_with(lab, host, vm, more, &[])
-    }
-
-    /// The same, with further variables in its environment.
-    pub fn send_with(
-        lab: &Lab,
-        host: Host,
-        vm: &Vm,
-        more: &[&str],
-        variables: &[(&str, String)],
-    ) -> Result<Self> {
         let other = if host == Host::A { Host::B } else { Host::A };
         let to = format!("{}:{PORT}", address(other)?);
         let qmp = vm.qmp_path().display().to_string();
         let mut args = vec!["send", "--qmp", &qmp, "--to", &to];
         args.extend(protection(more));
         args.extend_from_slice(more);
-        Self::start_with(lab, host, &args, variables)
+        Self::start(lab, host, &args)
     }
 
     /// Waits for an event of that name.
@@ -264,6 +230,7 @@ impl Drop for Unmoor {
 pub fn command(lab: &Lab, host: Host) -> Command {
     let mut command = lab.command(host, program("unmoor"));
     keep_apart(&mut command, lab.run_dir(), &host.to_string());
+    command.envs(lab.clock_variables());
     command
 }
 

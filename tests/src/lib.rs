@@ -52,6 +52,7 @@ impl Pair {
     ) -> Result<Self> {
         let lab = Lab::new(&LabOptions {
             link_rate: link_rate.map(str::to_owned),
+            ..LabOptions::default()
         })?;
         let mut source = Vm::start(&lab, Host::A, source)?;
         source.wait_booted()?;

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use hypervisor::Client;
+use hypervisor::{Client, Error};
 use serde_json::{Value, json};
 
 use crate::{Host, Lab, provisions};
@@ -244,18 +244,32 @@ impl Vm {
             monitor: None,
             control: None,
         };
+        vm.await_monitor()?;
+        Ok(vm)
+    }
+
+    /// QEMU makes its sockets before it reads its kernel, and listens on each a moment after it is there;
+    /// it tells nobody when. The lab's own monitor is the last of them.
+    fn await_monitor(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_LIMIT;
-        // QEMU makes its sockets before it reads its kernel; it tells nobody when.
-        while !vm.qmp_path().exists() || !vm.folder.join("lab-qmp").exists() {
-            if let Some(status) = vm.child.try_wait()? {
-                bail!("QEMU ended at once ({status}): {}", vm.stderr());
+        let path = self.folder.join("lab-qmp");
+        loop {
+            match Client::connect(&path, START_LIMIT) {
+                Ok(client) => {
+                    self.monitor = Some(client);
+                    return Ok(());
+                }
+                Err(Error::NoSocket { .. } | Error::Dead { .. }) => {}
+                Err(error) => return Err(error).context(self.stderr()),
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("QEMU ended at once ({status}): {}", self.stderr());
             }
             if Instant::now() > deadline {
-                bail!("QEMU does not open its monitor: {}", vm.stderr());
+                bail!("QEMU does not open its monitor: {}", self.stderr());
             }
             sleep(LOOK_EVERY);
         }
-        Ok(vm)
     }
 
     /// The monitor for the program under test: QEMU serves one client a socket.
@@ -291,16 +305,6 @@ impl Vm {
 
     /// The lab's own monitor.
     pub fn monitor(&mut self) -> Result<&mut Client> {
-        if self.monitor.is_none() {
-            let path = self.folder.join("lab-qmp");
-            let connected = Client::connect(&path, Duration::from_secs(20));
-            let status = self.child.try_wait()?;
-            let told = || {
-                let status = status.map_or("runs".to_owned(), |status| status.to_string());
-                format!("QEMU ({status}), which wrote `{}`", self.stderr().trim())
-            };
-            self.monitor = Some(connected.with_context(told)?);
-        }
         self.monitor.as_mut().context("no monitor")
     }
 

@@ -49,6 +49,7 @@ impl Scene {
     pub fn new(workload: Workload) -> Result<Self> {
         let lab = Lab::new(&LabOptions {
             link_rate: workload.link.map(str::to_owned),
+            ..LabOptions::default()
         })?;
         let source = workload.recipe().start(&lab, Host::A, |vm| {
             // It answers when its probes are loaded.

@@ -1,6 +1,5 @@
 //! A migration that has been brought to a moment, and what the faults can reach of it.
 
-use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,7 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::{Cell as MatrixCell, Fault, Moment, Protocol};
+use super::{Cell, Fault, Moment, Protocol};
 use crate::{MIGRATION_LIMIT, Pair, SHORT, connect_agent};
 
 /// What the relays send, well below the link: passes take their time.
@@ -25,8 +24,6 @@ const BANDWIDTH: &str = "200Mbit";
 const TIME: [&str; 2] = ["30s", "90s"];
 /// Between two looks at what tells nobody.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Where Debian keeps what makes clocks jump.
-const FAKE_TIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
 /// What is to be expected of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,14 +39,13 @@ pub(super) enum Guest {
 /// A migration at a moment.
 #[derive(Debug)]
 pub(super) struct Scene {
-    pub(super) cell: MatrixCell,
+    pub(super) cell: Cell,
     pub(super) sender: Unmoor,
     pub(super) receiver: Unmoor,
     pub(super) guest: Guest,
     /// Writing to it lets the migration go on to its commit.
     gate: PathBuf,
-    gate_is_open: Cell<bool>,
-    clock: PathBuf,
+    gate_is_open: bool,
     pub(super) begun: Instant,
     pub(super) pair: Pair,
     /// Disks for what the relays keep.
@@ -81,9 +77,12 @@ impl Drop for Disk {
 
 impl Scene {
     /// Sets out, and goes as far as the moment.
-    pub(super) fn reach(cell: MatrixCell) -> Result<Self> {
+    pub(super) fn reach(cell: Cell) -> Result<Self> {
         let begun = Instant::now();
-        let lab = Lab::new(&LabOptions::with_rate("1gbit"))?;
+        let lab = Lab::new(&LabOptions {
+            clocks_jump: cell.fault == Fault::ClockJumps,
+            ..LabOptions::with_rate("1gbit")
+        })?;
         let disks = match cell.fault {
             Fault::DiskFull => vec![
                 Disk::mount(state_folder(&lab, Host::A))?,
@@ -102,22 +101,15 @@ impl Scene {
         drop(connect_agent(&pair.source)?);
         let gate = pair.lab.run_dir().join("gate");
         rustix::fs::mkfifoat(rustix::fs::CWD, &gate, 0o600.into())?;
-        let clock = pair.lab.run_dir().join("clock");
-        fs::write(&clock, "+0\n")?;
-        let variables = match cell.fault {
-            Fault::ClockJumps => clocks(&clock),
-            _ => Vec::new(),
-        };
-        let receiver = receive(&pair, &variables)?;
-        let sender = send(&pair, cell, &gate, &variables)?;
-        let scene = Scene {
+        let receiver = receive(&pair)?;
+        let sender = send(&pair, cell, &gate)?;
+        let mut scene = Scene {
             cell,
             sender,
             receiver,
             guest: Guest::Intact,
             gate,
-            gate_is_open: Cell::new(false),
-            clock,
+            gate_is_open: false,
             begun,
             pair,
             disks,
@@ -126,7 +118,7 @@ impl Scene {
         Ok(scene)
     }
 
-    fn await_moment(&self) -> Result<()> {
+    fn await_moment(&mut self) -> Result<()> {
         let sender = &self.sender;
         let await_event = |name: &str| sender.await_event(name, MIGRATION_LIMIT);
         match self.cell.moment {
@@ -161,7 +153,7 @@ impl Scene {
                 self.receiver.await_event("ready", SHORT)?;
                 self.receiver.signal(Signal::STOP)?;
                 self.open_gate()?;
-                await_event("committed")?
+                self.sender.await_event("committed", MIGRATION_LIMIT)?
             }
             Moment::After if self.cell.protocol == Protocol::PostCopy => await_event("runs")?,
             Moment::After => await_event("summary")?,
@@ -170,7 +162,7 @@ impl Scene {
     }
 
     /// The migration is not held up any more.
-    pub(super) fn go_on(&self) -> Result<()> {
+    pub(super) fn go_on(&mut self) -> Result<()> {
         match self.cell.moment {
             Moment::Devices | Moment::Ready => self.open_gate(),
             // If it is gone, there is nobody to go on.
@@ -183,8 +175,8 @@ impl Scene {
     }
 
     /// Lets whoever waits before the commit go on, unless there is nobody any more.
-    fn open_gate(&self) -> Result<()> {
-        if self.gate_is_open.replace(true) {
+    fn open_gate(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.gate_is_open, true) {
             return Ok(());
         }
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -231,7 +223,7 @@ impl Scene {
 
     /// The hosts' clocks, and the guest's, jump so far from the right time.
     pub(super) fn set_clocks(&mut self, by: &str) -> Result<()> {
-        fs::write(&self.clock, format!("{by}\n"))?;
+        self.pair.lab.set_clocks(by)?;
         if self.guest_runs() {
             let seconds = match by.starts_with('-') {
                 // It has jumped the other way before.
@@ -285,32 +277,16 @@ fn recipe(protocol: Protocol) -> Recipe {
     }
 }
 
-fn clocks(file: &Path) -> Vec<(&'static str, String)> {
-    vec![
-        ("LD_PRELOAD", FAKE_TIME.to_owned()),
-        ("FAKETIME_TIMESTAMP_FILE", file.display().to_string()),
-        // It is looked at again at each call.
-        ("FAKETIME_NO_CACHE", "1".to_owned()),
-        // A clock that only counts does not jump.
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-    ]
-}
-
 /// Both halves notice soon that the other is gone.
 const LIMITS: [&str; 4] = ["--peer-timeout", "3s", "--reconnect", "3s"];
 
-fn receive(pair: &Pair, variables: &[(&str, String)]) -> Result<Unmoor> {
+fn receive(pair: &Pair) -> Result<Unmoor> {
     let agent = pair.destination.agent_path().display().to_string();
     let words = [&LIMITS[..], &["--once", "--agent", &agent]].concat();
-    Unmoor::receive_with(&pair.lab, Host::B, &pair.destination, &words, variables)
+    pair.receive(&words)
 }
 
-fn send(
-    pair: &Pair,
-    cell: MatrixCell,
-    gate: &Path,
-    variables: &[(&str, String)],
-) -> Result<Unmoor> {
+fn send(pair: &Pair, cell: Cell, gate: &Path) -> Result<Unmoor> {
     let agent = pair.source.agent_path().display().to_string();
     let time = TIME[usize::from(!cell.fault.is_of_the_guest())];
     let hold = format!("read go < {}", gate.display());
@@ -329,6 +305,5 @@ fn send(
     if cell.fault == Fault::DiskFull {
         words.extend(["--report", &report]);
     }
-    Unmoor::send_with(&pair.lab, Host::A, &pair.source, &words, variables)
-        .context("starting unmoor send")
+    pair.send(&words)
 }
