@@ -148,7 +148,7 @@ fn at_a_sender(sender: &Running, verdict: Verdict) -> Outcome {
             return Err((
                 Exit::InDoubt,
                 format!(
-                    "the VM may run at {peer}, where part of its memory is missing, and nobody answers there: look at the QEMU there. If it is there, start `unmoor receive --take-over` for it; if it is not and never will be: `unmoor resolve {name} --run-here` has the VM run here as it was at the switchover; `--give-up` lets it rest",
+                    "the VM may run at {peer}, where part of its memory is missing, and nobody answers there: look at the QEMU there. If it is there, see to it that `unmoor receive`, or the one that its guardian has started, can be reached; if it is not and never will be: `unmoor resolve {name} --run-here` has the VM run here as it was at the switchover; `--give-up` lets it rest",
                     name = short(session)
                 ),
             ));

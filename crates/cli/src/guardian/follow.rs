@@ -108,7 +108,7 @@ fn tell_that_it_is_lost(watch: &Watch) {
             put_verdict(watch.session, true, output.tail());
             let abort = Message::Abort {
                 code: AbortCode::Qemu,
-                reason: "the source's QEMU, and with it what has not come, is gone".into(),
+                reason: "what has not come is lost there".into(),
             };
             put_control(&abort, output.tail());
             let mut link = link.map_err(io::Error::other)?;
