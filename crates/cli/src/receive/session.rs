@@ -111,6 +111,8 @@ pub(super) enum Stop {
     Failed(Failure),
     /// The connection is gone; what that means depends on the phase.
     LinkLost(String),
+    /// The VM runs here, and nobody has what has not come.
+    MemoryLost(Failure),
 }
 
 impl From<Failure> for Stop {
@@ -182,12 +184,7 @@ impl<'r, 'a> Session<'r, 'a> {
                         self.on_loss(&why);
                     }
                 }
-                // Nobody has what has not come.
-                Err(Stop::Failed(failure @ Failure::Cancelled(_)))
-                    if self.must_wait_for_the_source() =>
-                {
-                    return self.memory_is_lost(&failure);
-                }
+                Err(Stop::MemoryLost(failure)) => return self.memory_is_lost(&failure),
                 // What has come cannot be gone on with: it is asked for again, on a new connection.
                 Err(Stop::Failed(failure))
                     if self.engine.phase() > DestinationPhase::Ready
@@ -615,15 +612,15 @@ impl<'r, 'a> Session<'r, 'a> {
             self.engine
                 .frame(&frame, &mut outputs)
                 .map_err(|fault| match fault {
-                    Fault::PeerAborted {
-                        code: AbortCode::Cancelled,
-                        reason,
-                    } => Failure::Cancelled(format!("the source gave up: {reason}")),
-                    Fault::PeerAborted { reason, .. } if needs_it => Failure::Cancelled(reason),
-                    Fault::PeerAborted { reason, .. } => {
-                        Failure::Failed(format!("the source gave up: {reason}"))
+                    Fault::PeerAborted { code, reason } => {
+                        let why = format!("the source gave up: {reason}");
+                        match code {
+                            _ if needs_it => Stop::MemoryLost(Failure::Failed(why)),
+                            AbortCode::Cancelled => Failure::Cancelled(why).into(),
+                            _ => Failure::Failed(why).into(),
+                        }
                     }
-                    fault => failed(&fault),
+                    fault => failed(&fault).into(),
                 })?;
             connection.input.consume(used);
             any = true;

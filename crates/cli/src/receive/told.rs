@@ -99,7 +99,11 @@ impl Session<'_, '_> {
     /// An operator has looked at both hosts.
     fn resolve(&mut self, run: bool) -> Result<(), Stop> {
         if !run {
-            return Err(Failure::Cancelled("given up by `unmoor resolve`".into()).into());
+            let given_up = Failure::Cancelled("given up by `unmoor resolve`".into());
+            return Err(match self.must_wait_for_the_source() {
+                true => Stop::MemoryLost(given_up),
+                false => given_up.into(),
+            });
         }
         if self.must_wait_for_the_source() {
             self.receiver.report.tell(&Event::Note {
