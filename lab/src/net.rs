@@ -196,6 +196,13 @@ impl Lab {
         })
     }
 
+    /// From now on host A's packets on the migration link are as an Ethernet carries them, and are counted
+    /// so: without this a virtual card passes many segments on as one, with one header.
+    pub fn send_single_segments(&self) -> Result<()> {
+        let namespace = self.namespace(Host::A);
+        ip(&["-n", &namespace, "link", "set", "mig0", "gso_max_segs", "1"])
+    }
+
     /// Takes the migration link down or up.
     pub fn set_link(&self, up: bool) -> Result<()> {
         let state = if up { "up" } else { "down" };
