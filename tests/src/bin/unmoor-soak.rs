@@ -140,8 +140,10 @@ fn hop(
     await_writing(there)?;
     verify_writer(there)?;
     let number = |value: &Value| value.as_u64().context("a figure is missing");
+    // The guardian of what was frozen may be ending.
     let agent = there.guest(
-        "for p in $(pidof unmoor-agent); do grep VmRSS /proc/$p/status; ls /proc/$p/fd | wc -l; done",
+        "for p in $(pidof unmoor-agent); do \
+         { grep VmRSS /proc/$p/status && ls /proc/$p/fd | wc -l; } 2>/dev/null; done; true",
     )?;
     let (mut agent_bytes, mut agent_files) = (0, 0);
     for line in agent.lines() {
@@ -150,7 +152,10 @@ fn hop(
                 let kib = rest.split_ascii_whitespace().next().context("no memory")?;
                 agent_bytes += kib.parse::<u64>()? * 1024;
             }
-            None => agent_files += line.trim().parse::<u64>()?,
+            None => {
+                let files = line.trim().parse::<u64>();
+                agent_files += files.with_context(|| format!("the guest said: {agent}"))?;
+            }
         }
     }
     ensure!(agent_bytes > 0, "the agent is gone");
