@@ -8,6 +8,7 @@ cd "$(dirname "$0")/../.."
 root=$PWD
 copy=$root/target/defects/tree
 results=$root/target/results/defects.d
+logs=$root/target/defects/logs
 
 # DEFECT: what of the simulation finds it, and which end-to-end test.
 declare -A simulation=(
@@ -22,7 +23,7 @@ defects=("$@")
 [ ${#defects[@]} -gt 0 ] || defects=(lost-page unproven-commit)
 
 # The lab's provisions are the same; what is built is not. Faster to build, and no less defective.
-mkdir -p "$copy/target" "$results"
+mkdir -p "$copy/target" "$results" "$logs"
 ln -sfn "$root/target/lab" "$copy/target/lab"
 export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
 
@@ -33,7 +34,7 @@ fresh_copy() {
 }
 
 finds() { # finds WHAT COMMAND...: the command must fail as a failing test does
-  local what=$1 log=$results/$defect.$1.log
+  local what=$1 log=$logs/$defect.$1.log
   shift
   if "$@" >"$log" 2>&1; then
     echo "defect $defect: NOT FOUND by $what"
