@@ -18,6 +18,14 @@ need iproute2 openssl kmod cpio gzip util-linux procps qemu-system-x86
 need chromium fonts-dejavu-core # a browser, for the report
 need libfaketime                # clocks that jump
 need systemd                    # looks at its units
+# libvirt's daemon, not its service: the lab starts one on each of its hosts.
+need libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
+# Where the lab's daemons have folders of their own in their place.
+mkdir -p /etc/libvirt /run/libvirt /var/{lib,log,cache}/libvirt
+# libvirtd will not start without this user, whoever QEMU runs as.
+getent group libvirt-qemu >/dev/null || addgroup --quiet --system libvirt-qemu
+getent passwd libvirt-qemu >/dev/null ||
+  adduser --quiet --system --no-create-home --ingroup libvirt-qemu libvirt-qemu
 
 # --- Packages that are only unpacked. apt gets lists of its own, so that the system's sources
 # stay as they are.

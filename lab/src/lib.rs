@@ -15,6 +15,7 @@
 //! second, larger guest.
 
 pub mod client;
+pub mod libvirt;
 pub mod machine;
 pub mod net;
 pub mod ram;

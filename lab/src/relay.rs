@@ -11,10 +11,14 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 
+use crate::libvirt::{Libvirt, migrate_folder};
 use crate::{HOST_B, Host, Lab, Vm, program, usage};
 
 /// The port that the lab's receivers listen on.
 pub const PORT: u16 = 7070;
+
+/// The port that the lab's daemons listen on.
+pub const DAEMON_PORT: u16 = 49140;
 
 /// A running `unmoor` with `--json`; killed when dropped.
 #[derive(Debug)]
@@ -98,6 +102,28 @@ impl Unmoor {
         args.extend(protection(more));
         args.extend_from_slice(more);
         Self::start(lab, host, &args)
+    }
+
+    /// Starts `unmoord` at a host with libvirt, where it knows the other one, and waits until it
+    /// listens.
+    pub fn daemon(lab: &Lab, libvirt: &Libvirt, more: &[&str]) -> Result<Self> {
+        let (own, other) = match libvirt.host() {
+            Host::A => (Host::A, Host::B),
+            host => (host, Host::A),
+        };
+        let mut command = libvirt.command(program("unmoord"));
+        keep_apart(&mut command, lab.run_dir(), &own.to_string());
+        let listen = format!("{}:{DAEMON_PORT}", address(own)?);
+        let peer = format!("{other}={}:{DAEMON_PORT}", address(other)?);
+        let name = own.to_string();
+        let sockets = migrate_folder(lab).display().to_string();
+        let mut args = vec!["--listen", &listen, "--name", &name, "--peer", &peer];
+        args.extend(["--sockets", &sockets]);
+        args.extend(protection(more));
+        args.extend_from_slice(more);
+        let daemon = Self::spawn(lab, command, &args)?;
+        daemon.await_event("listening", Duration::from_secs(20))?;
+        Ok(daemon)
     }
 
     /// Waits for an event of that name.

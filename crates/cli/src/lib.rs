@@ -12,6 +12,7 @@ mod buffer;
 mod cert;
 mod check;
 mod control;
+pub mod daemon;
 mod docs;
 pub mod exit;
 mod guardian;

@@ -42,6 +42,11 @@ impl Capabilities {
     /// What this release cannot do without.
     pub const REQUIRED: Capabilities = Capabilities(Self::XXH3_128.0 | Self::VERDICT.0);
 
+    /// Without resuming a lost connection and what needs that, without memory that follows and without
+    /// asking for a thaw: what is left where somebody else decides where the VM runs.
+    pub const OF_A_MANAGED_VM: Capabilities =
+        Capabilities(Self::REQUIRED.0 | Self::PACKED.0 | Self::RECALLED.0);
+
     /// Whether all of the other's parts are in this set.
     pub fn has(self, other: Capabilities) -> bool {
         self.0 & other.0 == other.0

@@ -19,7 +19,7 @@ pub struct Control {
 }
 
 impl Control {
-    pub(super) fn connect(path: &Path) -> Result<Self> {
+    pub(crate) fn connect(path: &Path) -> Result<Self> {
         let stream = UnixStream::connect(path).context("connecting to the guest")?;
         stream.set_read_timeout(Some(GUEST_LIMIT))?;
         // Answers to somebody before us may still be on their way: begin where nobody was.

@@ -27,6 +27,8 @@ pub(crate) enum Request {
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub(crate) enum Answer {
     Status(Box<Status>),
+    /// Of all that the daemon carries.
+    All(Vec<Status>),
     /// It is done.
     Done,
     Refused {
@@ -51,12 +53,33 @@ impl Role {
     }
 }
 
+impl Status {
+    /// Of a VM that libvirt manages, of which nothing but QEMU's socket is known.
+    pub(crate) fn of_a_managed_vm(role: Role, socket: String) -> Self {
+        Status {
+            role,
+            pid: std::process::id(),
+            qmp: socket,
+            session: None,
+            peer: None,
+            path: None,
+            phase: "connecting".into(),
+            in_doubt: false,
+            runs: false,
+            wire_bytes: None,
+            rate: None,
+            link_bytes_per_s: None,
+            bandwidth_bytes_per_s: None,
+        }
+    }
+}
+
 /// How a half stands.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Status {
     pub(crate) role: Role,
     pub(crate) pid: u32,
-    /// QEMU's monitor.
+    /// QEMU's monitor; under libvirt the socket of its stream.
     pub(crate) qmp: String,
     /// Absent while nobody has connected.
     pub(crate) session: Option<String>,

@@ -32,7 +32,7 @@ struct Client {
 
 impl Control {
     /// Opens the socket. Without a folder for it, nobody can ask anything.
-    fn open(role: Role) -> io::Result<Self> {
+    pub(crate) fn open(role: &str) -> io::Result<Self> {
         let Some(folder) = run_folder() else {
             return Ok(Control::default());
         };
@@ -50,7 +50,7 @@ impl Control {
 
     /// Opens the socket; that it cannot be is told, and changes nothing else.
     pub(crate) fn open_or_tell(role: Role, report: &mut dyn Report) -> Self {
-        Self::open(role).unwrap_or_else(|error| {
+        Self::open(role.name()).unwrap_or_else(|error| {
             report.tell(&Event::Note {
                 text: format!(
                     "`unmoor status` and the like cannot be used, for there is no socket: {error}"
@@ -109,8 +109,8 @@ impl Control {
     }
 }
 
-fn name(role: Role, pid: u32) -> String {
-    format!("{}-{pid}.sock", role.name())
+fn name(role: &str, pid: u32) -> String {
+    format!("{role}-{pid}.sock")
 }
 
 /// Clears away the socket of a half that was killed.
@@ -120,7 +120,7 @@ pub(crate) fn clear_away(pid: u32) {
     };
     for role in [Role::Send, Role::Receive] {
         // It had one of them, or neither.
-        let _ = std::fs::remove_file(folder.join(name(role, pid)));
+        let _ = std::fs::remove_file(folder.join(name(role.name(), pid)));
     }
 }
 

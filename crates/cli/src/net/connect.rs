@@ -29,7 +29,9 @@ pub(crate) enum ConnectError {
     Credentials(#[from] CredentialError),
     #[error("{0} is neither a host name nor an address that a certificate could have")]
     Name(String),
-    #[error("cannot connect to {address}: {error}; is `unmoor receive` running there?")]
+    #[error(
+        "cannot connect to {address}: {error}; is `unmoor receive`, or unmoord, running there?"
+    )]
     Connect {
         address: SocketAddr,
         error: io::Error,
@@ -110,11 +112,11 @@ impl Connector {
         &self,
         address: &str,
         limit: Duration,
-        signals: &mut Signals,
+        mut signals: Option<&mut Signals>,
     ) -> Result<Link, ConnectError> {
         let mut last = None;
         for one in resolve(address)? {
-            match self.connect_to(one, limit, Some(signals)) {
+            match self.connect_to(one, limit, signals.as_deref_mut()) {
                 Err(error @ (ConnectError::Connect { .. } | ConnectError::Encrypt { .. })) => {
                     last = Some(error);
                 }

@@ -79,7 +79,7 @@ impl Link {
     }
 
     /// The address of this host that it goes out from.
-    pub(super) fn from(&self) -> Option<IpAddr> {
+    pub(crate) fn from(&self) -> Option<IpAddr> {
         Some(self.stream.local_addr().ok()?.ip())
     }
 

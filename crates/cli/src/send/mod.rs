@@ -7,7 +7,7 @@ mod foresee;
 mod hook;
 mod meter;
 mod outcome;
-mod outlet;
+pub(crate) mod outlet;
 mod progress;
 mod sample;
 mod session;
@@ -163,7 +163,7 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
     let ends = ram.iter().map(|piece| piece.address + piece.length);
     let frames = ends.max().unwrap_or(0) / FRAME;
     let steering = Steering::new(args, frames, report)?;
-    let link = connector.connect(&args.to, CONNECT_LIMIT, &mut signals)?;
+    let link = connector.connect(&args.to, CONNECT_LIMIT, Some(&mut signals))?;
     let session = random().map_err(|error| failed(&error))?;
     let seed = u64::from_le_bytes(random().map_err(|error| failed(&error))?);
     report.tell(&Event::Connected {

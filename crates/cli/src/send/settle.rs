@@ -50,7 +50,9 @@ impl Session<'_> {
 
     fn ask(&mut self) -> Result<Started, Failure> {
         let to = &self.args.to;
-        let mut link = self.connector.connect(to, ATTEMPT, &mut self.signals)?;
+        let mut link = self
+            .connector
+            .connect(to, ATTEMPT, Some(&mut self.signals))?;
         let (mut input, mut output) = (Input::default(), Output::default());
         let mut decoder = wire::Decoder::new();
         self.engine.ask_outcome(output.tail());

@@ -52,6 +52,7 @@ pub struct Destination {
     /// Kept for its memory.
     recalled: Vec<u8>,
     following: Following,
+    offers: Capabilities,
 }
 
 /// Where the destination half stands.
@@ -170,6 +171,15 @@ impl Destination {
             recollection: Recollection::default(),
             recalled: Vec::new(),
             following: Following::default(),
+            offers: Capabilities::OURS,
+        }
+    }
+
+    /// A destination half that does no more than `offers` of what this release can do.
+    pub fn with(offers: Capabilities) -> Self {
+        Destination {
+            offers,
+            ..Destination::new()
         }
     }
 
@@ -366,7 +376,7 @@ impl Destination {
                 });
             }
             (P::Greeting, Message::Hello(hello)) => {
-                self.uses = Capabilities::OURS.negotiate(hello.offers, hello.requires)?;
+                self.uses = self.offers.negotiate(hello.offers, hello.requires)?;
                 self.session = Some(hello.session);
                 self.seed = hello.seed;
                 self.phase = P::Admitting;

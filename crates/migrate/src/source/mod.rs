@@ -4,6 +4,7 @@ mod audit;
 mod following;
 mod keeping;
 mod memory;
+mod return_path;
 
 use std::collections::VecDeque;
 
@@ -57,6 +58,8 @@ pub struct Source {
     following: Following,
     ready: Option<Digest>,
     qemu_completed: bool,
+    /// What QEMU is to be told on its return path, where it may have one.
+    for_qemu: Option<Vec<u8>>,
     uses: Capabilities,
     thawed: Option<Thawed>,
     stats: SourceStats,
@@ -182,6 +185,7 @@ impl Source {
             following: Following::default(),
             ready: None,
             qemu_completed: false,
+            for_qemu: None,
             uses: Capabilities::default(),
             thawed: None,
             stats: SourceStats::default(),
@@ -299,6 +303,7 @@ impl Source {
             }
             (SourcePhase::Committed, Message::Committed(started)) => {
                 self.phase = SourcePhase::Finished;
+                self.has_loaded();
                 put_control(&Message::Bye, out);
                 self.actions.push_back(SourceAction::Finish(started));
                 Ok(())
@@ -464,10 +469,7 @@ impl Source {
                 self.through(event, out);
                 Ok(())
             }
-            Event::Command { .. } => Err(Fault::Unsupported {
-                feature: "its return path",
-                remedy: "switch the capability `return-path` off at the source",
-            }),
+            Event::Command { id, payload } => self.command(id, payload),
             Event::EarlyFull { .. } => {
                 self.send_head(out);
                 self.through(event, out);
@@ -557,7 +559,9 @@ impl Source {
     }
 
     fn decide_if_all_is_said(&mut self) {
-        if self.phase == SourcePhase::Loading && self.ready.is_some() && self.qemu_completed {
+        // With a return path QEMU waits for what the commit brings.
+        let qemu_is_done = self.qemu_completed || self.for_qemu.is_some();
+        if self.phase == SourcePhase::Loading && self.ready.is_some() && qemu_is_done {
             self.phase = SourcePhase::Deciding;
             self.actions.push_back(SourceAction::Decide);
         }

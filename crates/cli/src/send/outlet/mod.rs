@@ -30,7 +30,7 @@ use shares::Shares;
 
 /// The way from the engine to the link.
 #[derive(Debug, Default)]
-pub(super) struct Outlet {
+pub(crate) struct Outlet {
     /// Whole frames that are to be packed.
     frames: Vec<u8>,
     packing: Option<Packing>,
@@ -42,16 +42,16 @@ pub(super) struct Outlet {
 
 /// What went out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Sent {
+pub(crate) struct Sent {
     /// Bytes on the link.
-    pub(super) wire: usize,
+    pub(crate) wire: usize,
     /// Bytes as the engine had put them.
-    pub(super) plain: usize,
+    pub(crate) plain: usize,
 }
 
 impl Outlet {
     /// From here on batches are compressed, if that pays: between two frames.
-    pub(super) fn pack(
+    pub(crate) fn pack(
         &mut self,
         how: CompressArg,
         history: Option<History>,
@@ -69,18 +69,18 @@ impl Outlet {
     }
 
     /// What compressing has brought.
-    pub(super) fn tally(&self) -> Option<Tally> {
+    pub(crate) fn tally(&self) -> Option<Tally> {
         self.packing.as_ref().map(|packing| packing.tally)
     }
 
     /// What was said is lost, and with it what is known of what the peer keeps: from here on nothing
     /// is compressed.
-    pub(super) fn begin_anew(&mut self) {
+    pub(crate) fn begin_anew(&mut self) {
         *self = Outlet::default();
     }
 
     /// Where the engine appends.
-    pub(super) fn tail(&mut self) -> &mut Vec<u8> {
+    pub(crate) fn tail(&mut self) -> &mut Vec<u8> {
         match &self.packing {
             Some(_) => &mut self.frames,
             None => self.output.tail(),
@@ -88,16 +88,16 @@ impl Outlet {
     }
 
     /// Bytes that wait, as many as they are now.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.frames.len() + self.compressing() + self.output.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Bytes on the link that so many bytes will be, if what follows is like what has been.
-    pub(super) fn on_the_wire(&self, plain: u64) -> u64 {
+    pub(crate) fn on_the_wire(&self, plain: u64) -> u64 {
         let ratio = self.packing.as_ref().map_or(1.0, Packing::ratio);
         #[expect(
             clippy::cast_possible_truncation,
@@ -110,12 +110,12 @@ impl Outlet {
     }
 
     /// What the link carries, in bytes as they are on the link, once something has waited for it.
-    pub(super) fn link_rate(&self) -> Option<u64> {
+    pub(crate) fn link_rate(&self) -> Option<u64> {
         self.link.rate()
     }
 
     /// Whether anything waits for the link alone.
-    pub(super) fn waits_for_link(&self) -> bool {
+    pub(crate) fn waits_for_link(&self) -> bool {
         !self.output.is_empty()
     }
 
@@ -125,17 +125,17 @@ impl Outlet {
     }
 
     /// Bytes that have to wait here beyond those for the link, for the threads to have enough to do.
-    pub(super) fn appetite(&self) -> usize {
+    pub(crate) fn appetite(&self) -> usize {
         self.packing.as_ref().map_or(0, Packing::appetite)
     }
 
     /// Readable when a thread has compressed something.
-    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.packing.as_ref().map(Packing::fd)
     }
 
     /// Brings what the engine has put on its way; open batches are closed.
-    pub(super) fn advance(&mut self) {
+    pub(crate) fn advance(&mut self) {
         let Some(packing) = &mut self.packing else {
             return;
         };
@@ -147,7 +147,7 @@ impl Outlet {
     }
 
     /// Writes at most `limit` bytes, without waiting.
-    pub(super) fn send(&mut self, channel: &mut Channel, limit: usize) -> io::Result<Sent> {
+    pub(crate) fn send(&mut self, channel: &mut Channel, limit: usize) -> io::Result<Sent> {
         let wire = channel.send(&mut self.output, limit)?;
         let waits = self.waits_for_link() && channel.is_up();
         self.link.sent(Instant::now(), wire as u64, waits);
@@ -159,7 +159,7 @@ impl Outlet {
     }
 
     /// Writes everything, waiting up to `limit` for the peer to take it.
-    pub(super) fn send_all(&mut self, channel: &mut Channel, limit: Duration) -> io::Result<()> {
+    pub(crate) fn send_all(&mut self, channel: &mut Channel, limit: Duration) -> io::Result<()> {
         self.advance();
         if let Some(packing) = &mut self.packing {
             packing.finish(&mut self.output, &mut self.shares);

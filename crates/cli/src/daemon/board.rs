@@ -1,0 +1,160 @@
+//! Who is moving, and what is told of it.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+use crate::control::{Role, Status};
+use crate::report::{bytes, duration_ms};
+
+/// Something worth telling. Fields are added, never renamed.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(super) enum News {
+    /// Other hosts and libvirt may come.
+    Listening { address: String, sockets: String },
+    /// Something to know that is not an error.
+    Note { text: String },
+    /// A migration has begun.
+    Began {
+        session: String,
+        role: Role,
+        /// QEMU's socket.
+        socket: String,
+        path: String,
+    },
+    /// It has ended well: the destination's QEMU has loaded everything. libvirt goes on.
+    Carried {
+        session: String,
+        role: Role,
+        socket: String,
+        total_ms: f64,
+        wire_bytes: u64,
+        pages: u64,
+        /// What the pages were before.
+        guest_bytes: u64,
+    },
+    /// It has come to nothing. libvirt lets the VM go on where it was.
+    Failed {
+        session: String,
+        role: Role,
+        socket: String,
+        error: String,
+    },
+}
+
+impl News {
+    fn for_people(&self) -> String {
+        let short = |session: &str| session.get(..8).unwrap_or("-").to_owned();
+        let way = |role: &Role| match role {
+            Role::Send => "from",
+            Role::Receive => "to",
+        };
+        match self {
+            News::Listening { address, sockets } => {
+                format!("listening on {address}; sockets for libvirt in {sockets}")
+            }
+            News::Note { text } => text.clone(),
+            News::Began {
+                session,
+                role,
+                socket,
+                path,
+            } => format!(
+                "{}: a VM moves {} here through {socket}, {path}",
+                short(session),
+                way(role)
+            ),
+            News::Carried {
+                session,
+                total_ms,
+                wire_bytes,
+                pages,
+                ..
+            } => format!(
+                "{}: loaded at the destination after {}, {pages} pages proven equal, {} on the link",
+                short(session),
+                duration_ms(*total_ms),
+                bytes(*wire_bytes)
+            ),
+            News::Failed { session, error, .. } => {
+                format!("{}: {error}; the VM stays where it was", short(session))
+            }
+        }
+    }
+}
+
+/// One migration, as the others see it.
+#[derive(Debug, Clone)]
+pub(super) struct Entry(Arc<Mutex<Status>>);
+
+impl Entry {
+    /// Changes what is known of it.
+    pub(super) fn update(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut unpoisoned(&self.0));
+    }
+
+    /// The migration's name, once it has one.
+    pub(super) fn session(&self) -> Option<String> {
+        unpoisoned(&self.0).session.clone()
+    }
+
+    fn now(&self) -> Status {
+        unpoisoned(&self.0).clone()
+    }
+}
+
+/// What all threads share.
+#[derive(Debug)]
+pub(super) struct Board {
+    json: bool,
+    places: usize,
+    running: Mutex<Vec<Entry>>,
+}
+
+impl Board {
+    pub(super) fn new(json: bool, places: usize) -> Self {
+        Board {
+            json,
+            places,
+            running: Mutex::default(),
+        }
+    }
+
+    /// Tells something.
+    pub(super) fn tell(&self, news: &News) {
+        let line = match self.json {
+            true => serde_json::json!(news).to_string(),
+            false => news.for_people(),
+        };
+        // Where nobody reads, nobody can be told.
+        let _ = writeln!(std::io::stdout().lock(), "{line}");
+    }
+
+    /// A place for one more migration, if there is one.
+    pub(super) fn enter(&self, role: Role, socket: String) -> Option<Entry> {
+        let mut running = unpoisoned(&self.running);
+        if running.len() >= self.places {
+            return None;
+        }
+        let entry = Entry(Arc::new(Mutex::new(Status::of_a_managed_vm(role, socket))));
+        running.push(entry.clone());
+        Some(entry)
+    }
+
+    /// It is over.
+    pub(super) fn leave(&self, entry: &Entry) {
+        unpoisoned(&self.running).retain(|other| !Arc::ptr_eq(&other.0, &entry.0));
+    }
+
+    /// All that run.
+    pub(super) fn running(&self) -> Vec<Status> {
+        unpoisoned(&self.running).iter().map(Entry::now).collect()
+    }
+}
+
+/// A thread that has panicked has left nothing half done here.
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

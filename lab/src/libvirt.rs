@@ -1,0 +1,372 @@
+//! libvirt on both hosts.
+//!
+//! Two daemons on one machine have all their folders in the same places. So each host has a mount
+//! namespace of its own, in which those are other folders; whatever belongs to the host is started in it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::vm::Control;
+use crate::{GUEST, Host, Lab, VmOptions, machine, provisions};
+
+/// Longest wait for a daemon or a guest.
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// Time between two looks where no event tells.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// The name of the VM.
+pub const DOMAIN: &str = "unmoor";
+
+/// Folders that libvirtd has, and their names among the host's own.
+const FOLDERS: [(&str, &str); 5] = [
+    ("/etc/libvirt", "etc"),
+    ("/run/libvirt", "run"),
+    ("/var/lib/libvirt", "lib"),
+    ("/var/log/libvirt", "log"),
+    ("/var/cache/libvirt", "cache"),
+];
+
+/// Where QEMU 10 takes the system's place.
+const QEMU: [&str; 4] = [
+    "/usr/bin/qemu-system-x86_64",
+    "/usr/lib/x86_64-linux-gnu/qemu",
+    "/usr/share/qemu",
+    "/usr/share/seabios",
+];
+
+/// A host with libvirt.
+#[derive(Debug)]
+pub struct Libvirt {
+    host: Host,
+    folder: PathBuf,
+    /// Holds the namespaces.
+    holder: Child,
+    daemon: Child,
+    /// A command in the host's network.
+    enter: Vec<String>,
+}
+
+impl Libvirt {
+    /// Starts libvirtd at `host`.
+    pub fn start(lab: &Lab, host: Host) -> Result<Self> {
+        let folder = lab.run_dir().join(format!("libvirt-{host}"));
+        for (_, name) in FOLDERS {
+            fs::create_dir_all(folder.join(name))?;
+        }
+        fs::create_dir_all(folder.join("migrate"))?;
+        fs::create_dir_all(folder.join("sock"))?;
+        fs::create_dir_all(migrate_folder(lab))?;
+        fs::write(folder.join("libvirtd.conf"), daemon_settings(&folder, host))?;
+        fs::write(folder.join("etc/qemu.conf"), QEMU_SETTINGS)?;
+        let holder = hold(lab, host, &folder)?;
+        let enter = ["-t", &holder.id().to_string(), "-m", "-u", "-n", "--"];
+        let enter = enter.map(str::to_owned).to_vec();
+        let daemon = start_daemon(&enter, &folder)?;
+        let libvirt = Libvirt {
+            host,
+            folder,
+            holder,
+            daemon,
+            enter,
+        };
+        libvirt.await_daemon()?;
+        Ok(libvirt)
+    }
+
+    /// Where it is.
+    pub fn host(&self) -> Host {
+        self.host
+    }
+
+    /// A command at this host, in its namespaces.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        enter(&self.enter, program.as_ref())
+    }
+
+    /// How others reach this daemon.
+    pub fn uri(&self) -> String {
+        let socket = self.folder.join("sock/libvirt-sock");
+        format!("qemu+unix:///system?socket={}", socket.display())
+    }
+
+    /// Runs virsh; whether it succeeds is the caller's to see.
+    pub fn try_virsh(&self, words: &[&str]) -> Result<Output> {
+        let mut command = self.command("virsh");
+        let output = command.args(["-q", "-c", &self.uri()]).args(words).output();
+        output.context("running virsh")
+    }
+
+    /// What virsh says; fails if it does.
+    pub fn virsh(&self, words: &[&str]) -> Result<String> {
+        let output = self.try_virsh(words)?;
+        let said = text(&output);
+        ensure!(
+            output.status.success(),
+            "virsh {} at {}: {said}",
+            words.join(" "),
+            self.host
+        );
+        Ok(said)
+    }
+
+    /// Begins to move the VM from here through the socket `slot` of unmoord at `to`.
+    pub fn migrate(&self, lab: &Lab, to: &Libvirt, slot: u8, more: &[&str]) -> Result<Child> {
+        let socket = migrate_folder(lab).join(format!("{}/{slot}.sock", to.host));
+        let mut command = self.command("virsh");
+        command
+            .args(["-q", "-c", &self.uri(), "migrate", "--live", "--p2p"])
+            .args(["--desturi", &to.uri()])
+            .args(["--migrateuri", &format!("unix://{}", socket.display())])
+            .args(more)
+            .arg(DOMAIN)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command.spawn().context("starting virsh migrate")
+    }
+
+    /// The state of the VM as libvirt here tells it: `running`, `paused`, or nothing if there is none.
+    pub fn state(&self) -> Result<Option<String>> {
+        // One call: between two the VM could go.
+        let list = self.virsh(&["list", "--all"])?;
+        let line = list.lines().find_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            words.any(|word| word == DOMAIN).then_some(words)
+        });
+        Ok(line.map(|words| words.collect::<Vec<_>>().join(" ")))
+    }
+
+    /// The VM's description, without what libvirt makes up for each run.
+    pub fn description(&self) -> Result<String> {
+        self.virsh(&["dumpxml", "--migratable", DOMAIN])
+    }
+
+    /// Starts a VM from a description.
+    pub fn create(&self, description: &str) -> Result<()> {
+        let file = self.folder.join("domain.xml");
+        fs::write(&file, description)?;
+        self.virsh(&["create", &file.display().to_string()])?;
+        Ok(())
+    }
+
+    /// The socket of one of the VM's channels, as this process sees it.
+    pub fn channel(&self, name: &str) -> Result<PathBuf> {
+        let description = self.virsh(&["dumpxml", DOMAIN])?;
+        let path = description
+            .split('\'')
+            .find(|word| word.starts_with("/var/lib/libvirt/") && word.ends_with(name))
+            .with_context(|| format!("{name} has no socket in {description}"))?;
+        let path = path.strip_prefix("/var/lib/libvirt/").unwrap_or(path);
+        Ok(self.folder.join("lib").join(path))
+    }
+
+    /// The channel on which the guest takes commands, once it has booted.
+    pub fn control(&self) -> Result<Control> {
+        let path = self.channel("lab.0")?;
+        let mut control = Control::connect(&path)?;
+        let deadline = Instant::now() + START_LIMIT;
+        while control.run("echo here").is_err() {
+            ensure!(Instant::now() < deadline, "the guest does not answer");
+            control = Control::connect(&path)?;
+        }
+        Ok(control)
+    }
+
+    /// QEMU's process.
+    pub fn qemu(&self) -> Result<u32> {
+        let file = self.folder.join(format!("run/qemu/{DOMAIN}.pid"));
+        let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        Ok(text.trim().parse()?)
+    }
+
+    /// Kills libvirtd; QEMU goes on.
+    pub fn kill_daemon(&mut self) -> Result<()> {
+        self.daemon.kill()?;
+        self.daemon.wait()?;
+        Ok(())
+    }
+
+    /// Starts it again.
+    pub fn restart_daemon(&mut self) -> Result<()> {
+        self.daemon = start_daemon(&self.enter, &self.folder)?;
+        self.await_daemon()
+    }
+
+    fn await_daemon(&self) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        while !self.try_virsh(&["list"])?.status.success() {
+            if Instant::now() > deadline {
+                let log = fs::read_to_string(self.folder.join("libvirtd.log"));
+                bail!("libvirtd does not answer: {}", log.unwrap_or_default());
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Libvirt {
+    fn drop(&mut self) {
+        // A VM that still runs is ended with the lab.
+        for child in [&mut self.daemon, &mut self.holder] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Folder of unmoord's sockets: the same path on both hosts, another folder on each.
+pub fn migrate_folder(lab: &Lab) -> PathBuf {
+    lab.run_dir().join("migrate")
+}
+
+/// A description of the lab's usual VM.
+pub fn describe(options: &VmOptions, memory_mib: u32) -> Result<String> {
+    let kind = match machine::accelerator() {
+        "kvm" => "kvm",
+        _ => "qemu",
+    };
+    let agent = if options.agent { " lab.agent" } else { "" };
+    Ok(format!(
+        "<domain type='{kind}'>
+  <name>{DOMAIN}</name>
+  <uuid>0f0e0d0c-0b0a-0908-0706-050403020100</uuid>
+  <memory unit='MiB'>{memory_mib}</memory>
+  <vcpu>{}</vcpu>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>{}</kernel>
+    <initrd>{}</initrd>
+    <cmdline>console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 lab.ip={GUEST}/24{agent}</cmdline>
+  </os>
+  <features><acpi/><apic/></features>
+  <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>qemu64</model></cpu>
+  <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>
+  <devices>
+    <interface type='ethernet'>
+      <mac address='52:54:00:77:00:10'/>
+      <target dev='tap0' managed='no'/>
+      <model type='virtio'/>
+      <driver name='qemu'/>
+      <rom enabled='no'/>
+    </interface>
+    <channel type='unix'><source mode='bind'/><target type='virtio' name='lab.0'/></channel>
+    <channel type='unix'><source mode='bind'/><target type='virtio' name='org.unmoor.0'/></channel>
+    <memballoon model='none'/>
+    <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
+  </devices>
+</domain>",
+        options.vcpus,
+        provisions().join("vmlinuz").display(),
+        provisions().join("initrd.gz").display(),
+    ))
+}
+
+/// What a command has said.
+pub fn text(output: &Output) -> String {
+    let bytes = [output.stdout.as_slice(), &output.stderr].concat();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Nothing of this machine is looked at or changed: no cgroups, no labels, no owners, no namespaces.
+const QEMU_SETTINGS: &str = r#"user = "root"
+group = "root"
+dynamic_ownership = 0
+remember_owner = 0
+security_driver = "none"
+namespaces = []
+cgroup_controllers = []
+stdio_handler = "file"
+"#;
+
+fn daemon_settings(folder: &Path, host: Host) -> String {
+    let number = match host {
+        Host::A => 1,
+        Host::B => 2,
+        Host::Client => 3,
+    };
+    let folder = folder.display();
+    format!(
+        r#"unix_sock_dir = "{folder}/sock"
+unix_sock_rw_perms = "0700"
+auth_unix_rw = "none"
+auth_unix_ro = "none"
+host_uuid = "6c1a8a5e-0000-4000-8000-00000000000{number}"
+log_level = 3
+log_outputs = "3:file:{folder}/libvirtd.log"
+"#
+    )
+}
+
+/// A process in new namespaces, in which libvirt's folders are the host's own.
+fn hold(lab: &Lab, host: Host, folder: &Path) -> Result<Child> {
+    let mut script = "set -e\nmount --make-rprivate /\n".to_owned();
+    let mut bind = |from: PathBuf, to: &str| {
+        script += &format!("mount --bind {} {to}\n", from.display());
+    };
+    for (path, name) in FOLDERS {
+        bind(folder.join(name), path);
+    }
+    let migrate = migrate_folder(lab);
+    bind(folder.join("migrate"), &migrate.display().to_string());
+    let qemu = provisions().join("qemu-10");
+    for path in QEMU {
+        bind(qemu.join(path.trim_start_matches('/')), path);
+    }
+    let ready = folder.join("ready");
+    script += &format!(
+        "hostname lab-{host}\n: >{}\nexec sleep infinity\n",
+        ready.display()
+    );
+    let file = folder.join("hold.sh");
+    fs::write(&file, script)?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o700))?;
+    let log = fs::File::create(folder.join("hold.log"))?;
+    let mut holder = lab
+        .command(host, "unshare")
+        .args(["--mount", "--uts", "--", "sh"])
+        .arg(&file)
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()?;
+    let deadline = Instant::now() + START_LIMIT;
+    while !ready.exists() {
+        if holder.try_wait()?.is_some() || Instant::now() > deadline {
+            let log = fs::read_to_string(folder.join("hold.log")).unwrap_or_default();
+            bail!("no namespaces for {host}: {log}");
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Ok(holder)
+}
+
+fn start_daemon(namespaces: &[String], folder: &Path) -> Result<Child> {
+    let log = fs::File::create(folder.join("libvirtd.out"))?;
+    let mut command = enter(namespaces, Path::new("/usr/sbin/libvirtd"));
+    command
+        .args([
+            "--config".as_ref(),
+            folder.join("libvirtd.conf").as_os_str(),
+        ])
+        .args([
+            "--pid-file".as_ref(),
+            folder.join("libvirtd.pid").as_os_str(),
+        ])
+        .stdout(Stdio::null())
+        .stderr(log);
+    command.spawn().context("starting libvirtd")
+}
+
+/// A program in those namespaces, which ends with the thread that starts it.
+fn enter(namespaces: &[String], program: &Path) -> Command {
+    let mut command = Command::new("nsenter");
+    command
+        .args(namespaces)
+        .args(["setpriv", "--pdeathsig", "KILL", "--"])
+        .arg(program)
+        .stdin(Stdio::null());
+    command
+}

@@ -1,0 +1,234 @@
+//! VMs that libvirt manages move through unmoord, there and back; whatever fails, the VM runs where
+//! libvirt says it does.
+
+use std::process::Child;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::client::Running;
+use lab::libvirt::{DOMAIN, Libvirt, describe, text};
+use lab::relay::Unmoor;
+use lab::vm::Control;
+use lab::{Host, Lab, LabOptions, VmOptions, results};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use unmoor_tests::{MIGRATION_LIMIT, SHORT, nothing_is_lost};
+
+/// RAM of the VM.
+const MEMORY_MIB: u32 = 512;
+
+/// Two hosts with libvirt and unmoord, and a VM on the first whose writer runs.
+struct Hosts {
+    a: Libvirt,
+    b: Libvirt,
+    relays: [Unmoor; 2],
+    /// Last, so that everything ends before its namespaces go.
+    lab: Lab,
+}
+
+impl Hosts {
+    fn new(rate: &str) -> Result<Self> {
+        Self::with(rate, &[])
+    }
+
+    fn with(rate: &str, more: &[&str]) -> Result<Self> {
+        let lab = Lab::new(&LabOptions::with_rate(rate))?;
+        let a = Libvirt::start(&lab, Host::A)?;
+        let b = Libvirt::start(&lab, Host::B)?;
+        let relays = [
+            Unmoor::daemon(&lab, &a, more)?,
+            Unmoor::daemon(&lab, &b, more)?,
+        ];
+        a.create(&describe(&VmOptions::default(), MEMORY_MIB)?)?;
+        let hosts = Hosts { a, b, relays, lab };
+        let mut guest = hosts.a.control()?;
+        guest.run(
+            "lab-guest writer 96 8 full >/run/writer.log 2>&1 & \
+             until grep -q ready /run/writer.log; do usleep 20000; done",
+        )?;
+        Ok(hosts)
+    }
+
+    /// Moves the VM from A to B.
+    fn migrate(&self, slot: u8) -> Result<()> {
+        let child = self.a.migrate(&self.lab, &self.b, slot, &[])?;
+        succeeds(child)
+    }
+
+    /// The VM runs here, and its memory is as it should be.
+    fn runs_at(&self, host: &Libvirt) -> Result<()> {
+        for one in [&self.a, &self.b] {
+            let expected = (one.host() == host.host()).then_some("running");
+            let state = one.state()?;
+            ensure!(state.as_deref() == expected, "{}: {state:?}", one.host());
+        }
+        verify(&mut host.control()?)
+    }
+
+    /// Nobody's memory is in the hands of the relays any more.
+    fn relays_are_idle(&self) -> Result<()> {
+        for host in [Host::A, Host::B] {
+            let output = lab::relay::command(&self.lab, host)
+                .args(["status", "--json"])
+                .output()?;
+            let status: Value = serde_json::from_slice(&output.stdout)?;
+            ensure!(status["running"] == json!([]), "{host}: {status}");
+        }
+        Ok(())
+    }
+}
+
+/// The guest's writer goes on, and all that it has written is there.
+fn verify(guest: &mut Control) -> Result<()> {
+    let answer = guest.run("lab-guest writer-ctl verify")?;
+    ensure!(answer.starts_with("VERIFIED"), "the writer says {answer}");
+    Ok(())
+}
+
+fn finish(mut child: Child) -> Result<std::process::Output> {
+    let deadline = Instant::now() + MIGRATION_LIMIT;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            child.kill()?;
+            let output = child.wait_with_output()?;
+            bail!("virsh migrate has not ended: {}", text(&output));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    Ok(child.wait_with_output()?)
+}
+
+fn succeeds(child: Child) -> Result<()> {
+    let output = finish(child)?;
+    ensure!(output.status.success(), "virsh migrate: {}", text(&output));
+    Ok(())
+}
+
+fn fails(child: Child) -> Result<String> {
+    let output = finish(child)?;
+    ensure!(!output.status.success(), "it moved: {}", text(&output));
+    Ok(text(&output))
+}
+
+/// The relays say that the VM was loaded, and agree on what.
+fn carried(from: &Unmoor, to: &Unmoor) -> Result<Value> {
+    let sent = from.await_event("carried", SHORT)?;
+    let received = to.await_event("carried", SHORT)?;
+    ensure!(sent["session"] == received["session"]);
+    ensure!(sent["pages"] == received["pages"], "{sent} {received}");
+    Ok(sent)
+}
+
+#[test]
+fn virsh_moves_a_vm_there_and_back() -> Result<()> {
+    let hosts = Hosts::new("1gbit")?;
+    let [at_a, at_b] = &hosts.relays;
+    let description = hosts.a.description()?;
+    let client = Running::redis(&hosts.lab, 100)?;
+
+    hosts.migrate(0)?;
+    let there = carried(at_a, at_b)?;
+    hosts.runs_at(&hosts.b)?;
+    ensure!(hosts.b.description()? == description, "it has changed");
+    let job = hosts.b.virsh(&["domjobinfo", DOMAIN, "--completed"])?;
+    ensure!(job.contains("Completed"), "{job}");
+
+    // Another socket, the other way round.
+    succeeds(hosts.b.migrate(&hosts.lab, &hosts.a, 3, &[])?)?;
+    let back = at_b.await_matching("carried", |event| event["role"] == "send", SHORT)?;
+    hosts.runs_at(&hosts.a)?;
+    ensure!(hosts.a.description()? == description, "it has changed");
+    hosts.relays_are_idle()?;
+
+    let redis = client.finish()?;
+    nothing_is_lost(&redis)?;
+    // The guest has 512 MiB, most of it never touched.
+    let memory = u64::from(MEMORY_MIB) << 20;
+    for way in [&there, &back] {
+        let sent = way["wire_bytes"].as_u64().context("no count")?;
+        ensure!(sent < memory / 2, "{sent} bytes");
+        ensure!(way["pages"].as_u64() >= Some(memory / 4096), "{way}");
+    }
+    results::record(
+        "libvirt",
+        &json!({"there": there, "back": back, "redis": redis}),
+    )
+}
+
+#[test]
+fn a_relay_that_dies_leaves_the_vm_where_it_was() -> Result<()> {
+    for victim in [0, 1] {
+        let hosts = Hosts::new("100mbit")?;
+        let moving = hosts.a.migrate(&hosts.lab, &hosts.b, 0, &[])?;
+        let begun = |event: &Value| event["role"] == "receive";
+        hosts.relays[1].await_matching("began", begun, SHORT)?;
+        hosts.relays[victim].signal(Signal::KILL)?;
+        let said = fails(moving)?;
+        ensure!(!said.is_empty());
+        hosts.runs_at(&hosts.a)?;
+        let other = &hosts.relays[1 - victim];
+        let failed = other.await_event("failed", SHORT)?;
+        let error = failed["error"].as_str().unwrap_or_default().to_owned();
+        ensure!(error.contains("lost") || error.contains("given"), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_relay_that_is_told_to_end_lets_libvirt_take_the_vm_back() -> Result<()> {
+    let mut hosts = Hosts::new("100mbit")?;
+    let moving = hosts.a.migrate(&hosts.lab, &hosts.b, 0, &[])?;
+    hosts.relays[1].await_event("began", SHORT)?;
+    hosts.relays[0].signal(Signal::TERM)?;
+    fails(moving)?;
+    ensure!(hosts.relays[0].exit(SHORT)? == 0);
+    let failed = hosts.relays[1].await_event("failed", SHORT)?;
+    let error = failed["error"].as_str().unwrap_or_default();
+    ensure!(error.contains("told to end"), "{error}");
+    hosts.runs_at(&hosts.a)
+}
+
+#[test]
+fn a_migration_that_is_cancelled_ends_everywhere() -> Result<()> {
+    let hosts = Hosts::new("100mbit")?;
+    let moving = hosts.a.migrate(&hosts.lab, &hosts.b, 0, &[])?;
+    hosts.relays[1].await_event("began", SHORT)?;
+    hosts.a.virsh(&["domjobabort", DOMAIN])?;
+    fails(moving)?;
+    hosts.runs_at(&hosts.a)?;
+    let failed = hosts.relays[0].await_event("failed", SHORT)?;
+    let error = failed["error"].as_str().unwrap_or_default();
+    ensure!(error.contains("given the migration up"), "{error}");
+    // It hears of that, or sees first that libvirt has ended its QEMU.
+    hosts.relays[1].await_event("failed", SHORT)?;
+    // And then it moves after all.
+    hosts.migrate(1)?;
+    hosts.runs_at(&hosts.b)
+}
+
+#[test]
+fn a_destination_qemu_that_dies_leaves_the_vm_where_it_was() -> Result<()> {
+    let hosts = Hosts::new("100mbit")?;
+    let moving = hosts.a.migrate(&hosts.lab, &hosts.b, 0, &[])?;
+    hosts.relays[1].await_event("began", SHORT)?;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(hosts.b.qemu()?)?);
+    rustix::process::kill_process(pid.context("no process")?, Signal::KILL)?;
+    fails(moving)?;
+    let failed = hosts.relays[0].await_event("failed", SHORT)?;
+    let error = failed["error"].as_str().unwrap_or_default();
+    ensure!(error.contains("destination QEMU"), "{error}");
+    hosts.runs_at(&hosts.a)
+}
+
+#[test]
+fn a_peer_that_is_not_there_is_told_of() -> Result<()> {
+    let mut hosts = Hosts::new("1gbit")?;
+    hosts.relays[1].signal(Signal::TERM)?;
+    hosts.relays[1].exit(SHORT)?;
+    let moving = hosts.a.migrate(&hosts.lab, &hosts.b, 0, &[])?;
+    fails(moving)?;
+    let failed = hosts.relays[0].await_event("failed", SHORT)?;
+    let error = failed["error"].as_str().unwrap_or_default();
+    ensure!(error.contains("unmoord"), "{error}");
+    hosts.runs_at(&hosts.a)
+}
