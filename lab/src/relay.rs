@@ -107,16 +107,30 @@ impl Unmoor {
     /// Starts `unmoord` at a host with libvirt, where it knows the other one, and waits until it
     /// listens.
     pub fn daemon(lab: &Lab, libvirt: &Libvirt, more: &[&str]) -> Result<Self> {
-        let (own, other) = match libvirt.host() {
-            Host::A => (Host::A, Host::B),
-            host => (host, Host::A),
-        };
-        let mut command = libvirt.command(program("unmoord"));
+        let command = libvirt.command(program("unmoord"));
+        let sockets = migrate_folder(lab);
+        Self::daemon_of(lab, libvirt.host(), command, &sockets, more)
+    }
+
+    /// Starts `unmoord` at a host without libvirt, with a folder of sockets of its own.
+    pub fn plain_daemon(lab: &Lab, host: Host, more: &[&str]) -> Result<Self> {
+        let command = lab.command(host, program("unmoord"));
+        Self::daemon_of(lab, host, command, &sockets(lab, host), more)
+    }
+
+    fn daemon_of(
+        lab: &Lab,
+        own: Host,
+        mut command: Command,
+        sockets: &Path,
+        more: &[&str],
+    ) -> Result<Self> {
+        let other = if own == Host::A { Host::B } else { Host::A };
         keep_apart(&mut command, lab.run_dir(), &own.to_string());
         let listen = format!("{}:{DAEMON_PORT}", address(own)?);
         let peer = format!("{other}={}:{DAEMON_PORT}", address(other)?);
         let name = own.to_string();
-        let sockets = migrate_folder(lab).display().to_string();
+        let sockets = sockets.display().to_string();
         let mut args = vec!["--listen", &listen, "--name", &name, "--peer", &peer];
         args.extend(["--sockets", &sockets]);
         args.extend(protection(more));
@@ -266,6 +280,11 @@ pub fn keep_apart(command: &mut Command, folder: &Path, name: &str) {
     for (variable, kind) in [("UNMOOR_RUN_DIR", "run"), ("UNMOOR_STATE_DIR", "state")] {
         command.env(variable, folder.join(format!("{name}-{kind}")));
     }
+}
+
+/// Where the plain daemon at `host` has its sockets.
+pub fn sockets(lab: &Lab, host: Host) -> PathBuf {
+    lab.run_dir().join(format!("{host}-sockets"))
 }
 
 /// Where `unmoor` at `host` keeps its sockets.

@@ -8,11 +8,18 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use crate::args::Cli;
+use crate::daemon::DaemonArgs;
 use crate::exit::Exit;
 
-/// Prints a completion script.
+/// Prints a completion script, for the daemon as well.
 pub(crate) fn completions(shell: Shell) -> Exit {
     clap_complete::generate(shell, &mut Cli::command(), "unmoor", &mut io::stdout());
+    clap_complete::generate(
+        shell,
+        &mut DaemonArgs::command(),
+        "unmoord",
+        &mut io::stdout(),
+    );
     Exit::Success
 }
 
@@ -41,7 +48,7 @@ fn write_pages(directory: &Path) -> io::Result<()> {
         let name = format!("unmoor-{}", command.get_name());
         write_page(directory, &name, command.clone())?;
     }
-    Ok(())
+    write_page(directory, "unmoord", DaemonArgs::command())
 }
 
 fn write_page(directory: &Path, name: &str, command: clap::Command) -> io::Result<()> {

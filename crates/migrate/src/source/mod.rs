@@ -20,6 +20,7 @@ pub use audit::Expected;
 use following::Following;
 use memory::Memory;
 pub use memory::{GuestMemory, KeepBack, NoGuestMemory, WalkPosition};
+use return_path::ReturnPath;
 
 /// Bytes of the stream's head (magic and configuration) that are kept until it is complete.
 const HEAD_MAX: usize = 64 << 10;
@@ -58,8 +59,8 @@ pub struct Source {
     following: Following,
     ready: Option<Digest>,
     qemu_completed: bool,
-    /// What QEMU is to be told on its return path, where it may have one.
-    for_qemu: Option<Vec<u8>>,
+    /// Where QEMU has one.
+    return_path: Option<ReturnPath>,
     uses: Capabilities,
     thawed: Option<Thawed>,
     stats: SourceStats,
@@ -185,7 +186,7 @@ impl Source {
             following: Following::default(),
             ready: None,
             qemu_completed: false,
-            for_qemu: None,
+            return_path: None,
             uses: Capabilities::default(),
             thawed: None,
             stats: SourceStats::default(),
@@ -519,6 +520,7 @@ impl Source {
         let (Some(ram), None, SourcePhase::Setup) = (&self.ram, &self.memory, self.phase) else {
             return Err(self.out_of_order("a second list of RAM blocks"));
         };
+        self.check_return_path()?;
         let lengths = blocks.iter().map(|block| block.used_length);
         self.stats.ram_bytes = lengths.clone().sum();
         self.stats.walks = 1;
@@ -559,8 +561,7 @@ impl Source {
     }
 
     fn decide_if_all_is_said(&mut self) {
-        // With a return path QEMU waits for what the commit brings.
-        let qemu_is_done = self.qemu_completed || self.for_qemu.is_some();
+        let qemu_is_done = self.qemu_completed || self.qemu_waits();
         if self.phase == SourcePhase::Loading && self.ready.is_some() && qemu_is_done {
             self.phase = SourcePhase::Deciding;
             self.actions.push_back(SourceAction::Decide);

@@ -1,0 +1,239 @@
+//! unmoord between two sockets and nothing else: whoever manages the VMs connects QEMU to one and has
+//! QEMU wait at the other. That is what libvirt does, and KubeVirt's virt-handler for it.
+
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use lab::relay::{self, Unmoor};
+use lab::{HOST_A, HOST_B, Host, VmOptions, program};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use unmoor_tests::authority::Authority;
+use unmoor_tests::{Pair, SHORT, memory_is_equal, start_writer, verify_writer};
+
+/// A VM and a QEMU that waits for it, with a daemon on each host.
+struct Scene {
+    pair: Pair,
+    relays: [Unmoor; 2],
+}
+
+impl Scene {
+    fn new(at_a: &[&str], at_b: &[&str], paused: bool) -> Result<Self> {
+        let options = VmOptions {
+            network: false,
+            ..VmOptions::default()
+        };
+        let mut waiting = options.as_destination();
+        waiting.paused = paused;
+        let mut pair = Pair::with(&options, &waiting, Some("1gbit"))?;
+        start_writer(&mut pair.source, 96, 20, "full")?;
+        let relays = [
+            Unmoor::plain_daemon(&pair.lab, Host::A, at_a)?,
+            Unmoor::plain_daemon(&pair.lab, Host::B, at_b)?,
+        ];
+        Ok(Scene { pair, relays })
+    }
+
+    /// The source's socket, and the one at which the destination's QEMU waits.
+    fn sockets(&self, slot: &str) -> [String; 2] {
+        [Host::A, Host::B].map(|host| {
+            let folder = relay::sockets(&self.pair.lab, host);
+            folder.join("b").join(slot).display().to_string()
+        })
+    }
+
+    /// Has the destination's QEMU wait at a slot and the source's write to it.
+    fn begin(&mut self, slot: &str, return_path: bool) -> Result<()> {
+        let [from, to] = self.sockets(slot);
+        let on = json!({"capabilities": [{"capability": "return-path", "state": return_path}]});
+        self.pair.source.qmp("migrate-set-capabilities", &on)?;
+        let incoming = json!({"uri": format!("unix:{to}")});
+        self.pair.destination.qmp("migrate-incoming", &incoming)?;
+        let outgoing = json!({"uri": format!("unix:{from}")});
+        self.pair.source.qmp("migrate", &outgoing)?;
+        Ok(())
+    }
+
+    /// How QEMU's migration has ended.
+    fn outcome(&mut self) -> Result<String> {
+        let deadline = std::time::Instant::now() + SHORT;
+        loop {
+            let info = self.pair.source.qmp("query-migrate", &json!({}))?;
+            let status = info["status"].as_str().unwrap_or_default();
+            if matches!(status, "completed" | "failed" | "cancelled") {
+                return Ok(status.to_owned());
+            }
+            ensure!(std::time::Instant::now() < deadline, "it is {info}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    /// It has come to nothing at either relay, and the VM runs on; yields what the source's said.
+    fn failed(&mut self) -> Result<String> {
+        let failed = self.relays[0].await_event("failed", SHORT)?;
+        ensure!(self.outcome()? == "failed");
+        ensure!(self.pair.source.status()? == "running");
+        verify_writer(&mut self.pair.source)?;
+        Ok(failed["error"].as_str().unwrap_or_default().to_owned())
+    }
+}
+
+#[test]
+fn a_vm_moves_between_two_sockets_with_certificates() -> Result<()> {
+    let authority = Authority::new()?;
+    let (a, b) = (authority.issue(HOST_A)?, authority.issue(HOST_B)?);
+    let at_a = ["--tls-dir", &a];
+    let at_b = ["--tls-dir", &b, "--tls-allow", HOST_A];
+    let mut scene = Scene::new(&at_a, &at_b, true)?;
+    scene.begin("2.sock", true)?;
+    let sent = scene.relays[0].await_event("carried", SHORT)?;
+    scene.relays[1].await_event("carried", SHORT)?;
+    ensure!(scene.outcome()? == "completed");
+    let began = scene.relays[0].await_event("began", SHORT)?;
+    let path = began["path"].as_str().unwrap_or_default();
+    ensure!(path.contains("TLS 1.3"), "{path}");
+    let Pair {
+        source,
+        destination,
+        ..
+    } = &mut scene.pair;
+    ensure!(source.status()? == "postmigrate");
+    memory_is_equal(source, destination, &[])?;
+    destination.qmp("cont", &json!({}))?;
+    verify_writer(destination)?;
+    ensure!(sent["wire_bytes"].as_u64() < sent["guest_bytes"].as_u64());
+    Ok(())
+}
+
+#[test]
+fn a_certificate_of_another_is_refused_and_the_vm_stays() -> Result<()> {
+    let (ours, theirs) = (Authority::new()?, Authority::new()?);
+    let (a, b) = (ours.issue(HOST_A)?, theirs.issue(HOST_B)?);
+    let mut scene = Scene::new(&["--tls-dir", &a], &["--tls-dir", &b], false)?;
+    scene.begin("0.sock", true)?;
+    let error = scene.failed()?;
+    ensure!(error.contains("certificate"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn more_than_may_move_are_refused_and_shown() -> Result<()> {
+    let mut scene = Scene::new(&["--sessions", "1"], &[], false)?;
+    // Somebody who has nothing to say takes the only place.
+    let [idle, _] = scene.sockets("3.sock");
+    let idle = UnixStream::connect(idle)?;
+    scene.relays[1].await_event("began", SHORT)?;
+    for (host, role) in [(Host::A, "send"), (Host::B, "receive")] {
+        let output = relay::command(&scene.pair.lab, host)
+            .args(["status", "--json"])
+            .output()?;
+        let status: Value = serde_json::from_slice(&output.stdout)?;
+        let running = status["running"].as_array().context("no list")?;
+        ensure!(running.len() == 1, "{status}");
+        ensure!(running[0]["role"] == role, "{status}");
+    }
+    scene.begin("0.sock", true)?;
+    let error = scene.failed()?;
+    ensure!(error.contains("--sessions"), "{error}");
+    // It goes, and there is room.
+    drop(idle);
+    let gone = |event: &Value| event["session"] != "" && event["role"] == "send";
+    scene.relays[0].await_matching("failed", gone, SHORT)?;
+    let [from, _] = scene.sockets("0.sock");
+    let outgoing = json!({"uri": format!("unix:{from}")});
+    scene.pair.source.qmp("migrate", &outgoing)?;
+    ensure!(scene.outcome()? == "completed");
+    scene.pair.destination.wait_status("running", SHORT)?;
+    verify_writer(&mut scene.pair.destination)?;
+    Ok(())
+}
+
+#[test]
+fn what_would_not_be_safe_or_is_not_known_is_refused() -> Result<()> {
+    let mut scene = Scene::new(&[], &[], false)?;
+    scene.begin("0.sock", false)?;
+    let error = scene.failed()?;
+    ensure!(error.contains("return-path"), "{error}");
+    // Several connections of QEMU's own, which say so at once.
+    let [multifd, _] = scene.sockets("1.sock");
+    let mut multifd = UnixStream::connect(multifd)?;
+    std::io::Write::write_all(&mut multifd, &[0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1])?;
+    let told = |event: &Value| {
+        let error = event["error"].as_str().unwrap_or_default();
+        error.contains("multifd")
+    };
+    scene.relays[0].await_matching("failed", told, SHORT)?;
+    // Nobody waits at the other end.
+    let [from, _] = scene.sockets("2.sock");
+    let outgoing = json!({"uri": format!("unix:{from}")});
+    let on = json!({"capabilities": [{"capability": "return-path", "state": true}]});
+    scene.pair.source.qmp("migrate-set-capabilities", &on)?;
+    scene.pair.source.qmp("migrate", &outgoing)?;
+    let told = |event: &Value| {
+        let error = event["error"].as_str().unwrap_or_default();
+        error.contains("no QEMU waits at")
+    };
+    scene.relays[0].await_matching("failed", told, SHORT)?;
+    ensure!(scene.outcome()? == "failed");
+    ensure!(scene.pair.source.status()? == "running");
+    Ok(())
+}
+
+#[test]
+fn what_is_wrong_with_its_words_is_said_at_once() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let sockets = folder.path().display().to_string();
+    let start = |words: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut command = Command::new(program("unmoord"));
+        relay::keep_apart(&mut command, folder.path(), "unmoord");
+        let fixed = [
+            "--sockets",
+            &sockets,
+            "--listen",
+            "127.0.0.1:0",
+            "--name",
+            "a",
+        ];
+        let output = command.args(fixed).args(words).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok((output.status.code(), said))
+    };
+    for (words, code, hint) in [
+        (&["--insecure", "--peer", "a=10.0.0.2:1"][..], 3, "own name"),
+        (
+            &["--insecure", "--peer", "../b=10.0.0.2:1"],
+            2,
+            "is no name",
+        ),
+        (&["--insecure", "--peer", "b"], 2, "NAME=HOST:PORT"),
+        (&["--tls-dir", "/nowhere"], 3, "/nowhere"),
+    ] {
+        let (status, said) = start(words)?;
+        ensure!(status == Some(code), "{words:?}: {status:?} {said}");
+        ensure!(said.contains(hint), "{words:?}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_is_left_of_it() -> Result<()> {
+    let mut scene = Scene::new(&[], &[], false)?;
+    let [from, _] = scene.sockets("0.sock");
+    ensure!(std::path::Path::new(&from).exists());
+    for relay in &mut scene.relays {
+        relay.signal(Signal::TERM)?;
+        ensure!(relay.exit(SHORT)? == 0);
+    }
+    for host in [Host::A, Host::B] {
+        for folder in [
+            relay::run_folder(&scene.pair.lab, host),
+            relay::sockets(&scene.pair.lab, host).join("a"),
+            relay::sockets(&scene.pair.lab, host).join("b"),
+        ] {
+            let left = std::fs::read_dir(&folder)?.count();
+            ensure!(left == 0, "{} has {left} files", folder.display());
+        }
+    }
+    Ok(())
+}
