@@ -65,13 +65,30 @@ impl Hosts {
         verify(&mut host.control()?)
     }
 
+    /// Begins to move the VM from A to B, and waits until memory is on its way.
+    fn begin(&self) -> Result<Child> {
+        let moving = self.a.migrate(&self.lab, &self.b, 0, &[])?;
+        let deadline = Instant::now() + SHORT;
+        loop {
+            let status = self.status(Host::A)?;
+            let sent = status["running"][0]["wire_bytes"].as_u64();
+            if sent > Some(4_000_000) {
+                return Ok(moving);
+            }
+            ensure!(Instant::now() < deadline, "no memory is sent: {status}");
+        }
+    }
+
+    fn status(&self, host: Host) -> Result<Value> {
+        let mut command = lab::relay::command(&self.lab, host);
+        let output = command.args(["status", "--json"]).output()?;
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
     /// Nobody's memory is in the hands of the relays any more.
     fn relays_are_idle(&self) -> Result<()> {
         for host in [Host::A, Host::B] {
-            let output = lab::relay::command(&self.lab, host)
-                .args(["status", "--json"])
-                .output()?;
-            let status: Value = serde_json::from_slice(&output.stdout)?;
+            let status = self.status(host)?;
             ensure!(status["running"] == json!([]), "{host}: {status}");
         }
         Ok(())
@@ -159,17 +176,17 @@ fn virsh_moves_a_vm_there_and_back() -> Result<()> {
 fn a_relay_that_dies_leaves_the_vm_where_it_was() -> Result<()> {
     for victim in [0, 1] {
         let hosts = Hosts::new("100mbit")?;
-        let moving = hosts.a.migrate(&hosts.lab, &hosts.b, 0, &[])?;
-        let begun = |event: &Value| event["role"] == "receive";
-        hosts.relays[1].await_matching("began", begun, SHORT)?;
+        let moving = hosts.begin()?;
         hosts.relays[victim].signal(Signal::KILL)?;
         let said = fails(moving)?;
         ensure!(!said.is_empty());
         hosts.runs_at(&hosts.a)?;
-        let other = &hosts.relays[1 - victim];
-        let failed = other.await_event("failed", SHORT)?;
-        let error = failed["error"].as_str().unwrap_or_default().to_owned();
-        ensure!(error.contains("lost") || error.contains("given"), "{error}");
+        // The source's sees the connection lost; the destination's that, or first that libvirt has
+        // ended its QEMU, which takes no way through a slow link.
+        let failed = hosts.relays[1 - victim].await_event("failed", SHORT)?;
+        let error = failed["error"].as_str().unwrap_or_default();
+        let let_go = victim == 0 && error.contains("let go");
+        ensure!(error.contains("was lost") || let_go, "{error}");
     }
     Ok(())
 }
@@ -177,22 +194,22 @@ fn a_relay_that_dies_leaves_the_vm_where_it_was() -> Result<()> {
 #[test]
 fn a_relay_that_is_told_to_end_lets_libvirt_take_the_vm_back() -> Result<()> {
     let mut hosts = Hosts::new("100mbit")?;
-    let moving = hosts.a.migrate(&hosts.lab, &hosts.b, 0, &[])?;
-    hosts.relays[1].await_event("began", SHORT)?;
+    let moving = hosts.begin()?;
     hosts.relays[0].signal(Signal::TERM)?;
     fails(moving)?;
     ensure!(hosts.relays[0].exit(SHORT)? == 0);
     let failed = hosts.relays[1].await_event("failed", SHORT)?;
     let error = failed["error"].as_str().unwrap_or_default();
-    ensure!(error.contains("told to end"), "{error}");
+    // As above.
+    let let_go = error.contains("let go");
+    ensure!(error.contains("told to end") || let_go, "{error}");
     hosts.runs_at(&hosts.a)
 }
 
 #[test]
 fn a_migration_that_is_cancelled_ends_everywhere() -> Result<()> {
     let hosts = Hosts::new("100mbit")?;
-    let moving = hosts.a.migrate(&hosts.lab, &hosts.b, 0, &[])?;
-    hosts.relays[1].await_event("began", SHORT)?;
+    let moving = hosts.begin()?;
     hosts.a.virsh(&["domjobabort", DOMAIN])?;
     fails(moving)?;
     hosts.runs_at(&hosts.a)?;
@@ -209,8 +226,7 @@ fn a_migration_that_is_cancelled_ends_everywhere() -> Result<()> {
 #[test]
 fn a_destination_qemu_that_dies_leaves_the_vm_where_it_was() -> Result<()> {
     let hosts = Hosts::new("100mbit")?;
-    let moving = hosts.a.migrate(&hosts.lab, &hosts.b, 0, &[])?;
-    hosts.relays[1].await_event("began", SHORT)?;
+    let moving = hosts.begin()?;
     let pid = rustix::process::Pid::from_raw(i32::try_from(hosts.b.qemu()?)?);
     rustix::process::kill_process(pid.context("no process")?, Signal::KILL)?;
     fails(moving)?;

@@ -42,10 +42,12 @@ pub(super) fn running() -> io::Result<Vec<Running>> {
                 socket,
                 status: *status,
             }),
-            Ok(Answer::All(all)) => found.extend(all.into_iter().map(|status| Running {
-                socket: socket.clone(),
-                status,
-            })),
+            Ok(Answer::All { running }) => {
+                found.extend(running.into_iter().map(|status| Running {
+                    socket: socket.clone(),
+                    status,
+                }))
+            }
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 let _ = std::fs::remove_file(&socket);

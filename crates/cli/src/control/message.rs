@@ -28,7 +28,9 @@ pub(crate) enum Request {
 pub(crate) enum Answer {
     Status(Box<Status>),
     /// Of all that the daemon carries.
-    All(Vec<Status>),
+    All {
+        running: Vec<Status>,
+    },
     /// It is done.
     Done,
     Refused {
@@ -99,4 +101,26 @@ pub(crate) struct Status {
     pub(crate) link_bytes_per_s: Option<u64>,
     /// The limit in force.
     pub(crate) bandwidth_bytes_per_s: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_answered_can_be_written_and_read() {
+        let status = || Status::of_a_managed_vm(Role::Send, "0.sock".into());
+        for answer in [
+            Answer::Status(Box::new(status())),
+            Answer::All {
+                running: vec![status(), status()],
+            },
+            Answer::Done,
+            Answer::Refused { why: "so".into() },
+        ] {
+            let line = serde_json::to_string(&answer).unwrap();
+            let read: Answer = serde_json::from_str(&line).unwrap();
+            assert_eq!(format!("{read:?}"), format!("{answer:?}"));
+        }
+    }
 }

@@ -186,7 +186,7 @@ impl<'a> Session<'a> {
         if let Some(qemu) = &mut self.qemu
             && let Err(error) = self.to_qemu.drain(&mut qemu.stream, usize::MAX)
         {
-            return Err(refused(&error.to_string()));
+            return Err(let_go(&error.to_string()));
         }
         let sent = self.channel.send(&mut self.to_peer, usize::MAX);
         if sent.map_err(|error| self.lost(&error.to_string()))? > 0 {
@@ -286,8 +286,8 @@ impl<'a> Session<'a> {
                 self.qemu = None;
                 return Ok(());
             }
-            Ok(Filled::Closed) => return Err(refused("it closed its stream")),
-            Err(error) => return Err(refused(&error.to_string())),
+            Ok(Filled::Closed) => return Err(let_go("it closed its stream")),
+            Err(error) => return Err(let_go(&error.to_string())),
         }
         while let Some((used, message)) = qemu
             .parser
@@ -321,9 +321,9 @@ impl<'a> Session<'a> {
     }
 }
 
-fn refused(how: &str) -> Failure {
+fn let_go(how: &str) -> Failure {
     Failure::Failed(format!(
-        "the destination QEMU refused the VM ({how}): its log says why, in /var/log/libvirt/qemu"
+        "the destination QEMU has let go of the VM ({how}): libvirt has ended it, or its log says why, in /var/log/libvirt/qemu"
     ))
 }
 

@@ -184,7 +184,9 @@ impl Daemon {
     fn answer(&mut self) {
         let board = &self.board;
         self.control.serve(|request| match request {
-            Request::Status => Answer::All(board.running()),
+            Request::Status => Answer::All {
+                running: board.running(),
+            },
             Request::Tune { .. } => Answer::Refused {
                 why: "unmoord has one limit for all, --bandwidth; `virsh migrate-setspeed` changes QEMU's own".into(),
             },
