@@ -210,6 +210,9 @@ fn a_relay_that_is_told_to_end_lets_libvirt_take_the_vm_back() -> Result<()> {
 fn a_migration_that_is_cancelled_ends_everywhere() -> Result<()> {
     let hosts = Hosts::new("100mbit")?;
     let moving = hosts.begin()?;
+    let job = hosts.a.virsh(&["domjobinfo", DOMAIN])?;
+    ensure!(job.contains("Outgoing migration"), "{job}");
+    ensure!(hosts.b.state()?.as_deref() == Some("paused"));
     hosts.a.virsh(&["domjobabort", DOMAIN])?;
     fails(moving)?;
     hosts.runs_at(&hosts.a)?;
@@ -247,4 +250,39 @@ fn a_peer_that_is_not_there_is_told_of() -> Result<()> {
     let error = failed["error"].as_str().unwrap_or_default();
     ensure!(error.contains("unmoord"), "{error}");
     hosts.runs_at(&hosts.a)
+}
+
+#[test]
+fn a_libvirtd_that_dies_and_comes_back_knows_where_the_vm_runs() -> Result<()> {
+    for dies_at_the_source in [true, false] {
+        let mut hosts = Hosts::new("100mbit")?;
+        let moving = hosts.begin()?;
+        let victim = match dies_at_the_source {
+            true => &mut hosts.a,
+            false => &mut hosts.b,
+        };
+        victim.kill_daemon()?;
+        fails(moving)?;
+        victim.restart_daemon()?;
+        // It comes to know what became of its VM as it starts.
+        let deadline = Instant::now() + SHORT;
+        while let Err(error) = hosts.runs_at(&hosts.a) {
+            ensure!(Instant::now() < deadline, "{error:#}");
+        }
+        for relay in &hosts.relays {
+            relay.await_event("failed", SHORT)?;
+        }
+        hosts.relays_are_idle()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_vm_that_is_paused_arrives_paused() -> Result<()> {
+    let hosts = Hosts::new("1gbit")?;
+    hosts.a.virsh(&["suspend", DOMAIN])?;
+    hosts.migrate(0)?;
+    ensure!(hosts.b.state()?.as_deref() == Some("paused"));
+    hosts.b.virsh(&["resume", DOMAIN])?;
+    hosts.runs_at(&hosts.b)
 }

@@ -46,7 +46,7 @@ pub(super) fn running() -> io::Result<Vec<Running>> {
                 found.extend(running.into_iter().map(|status| Running {
                     socket: socket.clone(),
                     status,
-                }))
+                }));
             }
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
