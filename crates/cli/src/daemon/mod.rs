@@ -37,7 +37,7 @@ use slots::{Slots, Visitor};
 
 use crate::control::{Answer, Control, Request, Role};
 use crate::exit::Exit;
-use crate::net::{Connector, Door, Link, Protection, host_of, refuse};
+use crate::net::{ConnectError, Connector, Door, Link, Protection, host_of, refuse};
 use crate::poll::wait;
 use crate::send::Failure;
 use crate::signals::Signals;
@@ -264,7 +264,13 @@ fn send(
 ) -> Result<Carried, Failure> {
     let protection = Protection::from_args(&carrier.args.net);
     let connector = Connector::new(&protection, host_of(&peer.address), None)?;
-    let link = connector.connect(&peer.address, CONNECT_LIMIT, None)?;
+    let link = connector.connect(&peer.address, CONNECT_LIMIT, None);
+    let link = link.map_err(|error| match error {
+        ConnectError::Connect { address, error } => Failure::Failed(format!(
+            "cannot connect to {address}: {error}; is unmoord running there?"
+        )),
+        error => error.into(),
+    })?;
     let limit = match (carrier.args.bandwidth, link.from()) {
         (Some(limit), Some(from)) => {
             let limit = limit.bytes_per_second(from);

@@ -29,9 +29,7 @@ pub(crate) enum ConnectError {
     Credentials(#[from] CredentialError),
     #[error("{0} is neither a host name nor an address that a certificate could have")]
     Name(String),
-    #[error(
-        "cannot connect to {address}: {error}; is `unmoor receive`, or unmoord, running there?"
-    )]
+    #[error("cannot connect to {address}: {error}; is `unmoor receive` running there?")]
     Connect {
         address: SocketAddr,
         error: io::Error,
