@@ -71,6 +71,10 @@ fn the_relays_may_do_little() -> Result<()> {
 fn no_unit_ends_a_guardian() -> Result<()> {
     let folder = tempfile::tempdir()?;
     for unit in installed(folder.path())? {
+        if unit.ends_with("unmoord.service") {
+            // It has none: libvirt decides.
+            continue;
+        }
         let text = fs::read_to_string(&unit)?;
         ensure!(text.contains("\nKillMode=process\n"), "{}", unit.display());
     }
