@@ -4,7 +4,8 @@
 //! namespace of its own, in which those are other folders; whatever belongs to the host is started in it.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -16,8 +17,8 @@ use crate::{GUEST, Host, Lab, VmOptions, machine, provisions};
 
 /// Longest wait for a daemon or a guest.
 const START_LIMIT: Duration = Duration::from_secs(120);
-/// Time between two looks where no event tells.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Longest migration, in seconds.
+const MIGRATION_LIMIT: &str = "120";
 /// The name of the VM.
 pub const DOMAIN: &str = "unmoor";
 
@@ -66,15 +67,13 @@ impl Libvirt {
         let enter = ["-t", &holder.id().to_string(), "-m", "-u", "-n", "--"];
         let enter = enter.map(str::to_owned).to_vec();
         let daemon = start_daemon(&enter, &folder)?;
-        let libvirt = Libvirt {
+        Ok(Libvirt {
             host,
             folder,
             holder,
             daemon,
             enter,
-        };
-        libvirt.await_daemon()?;
-        Ok(libvirt)
+        })
     }
 
     /// Where it is.
@@ -114,14 +113,14 @@ impl Libvirt {
     }
 
     /// Begins to move the VM from here through the socket `slot` of unmoord at `to`.
-    pub fn migrate(&self, lab: &Lab, to: &Libvirt, slot: u8, more: &[&str]) -> Result<Child> {
+    pub fn migrate(&self, lab: &Lab, to: &Libvirt, slot: u8) -> Result<Child> {
         let socket = migrate_folder(lab).join(format!("{}/{slot}.sock", to.host));
-        let mut command = self.command("virsh");
+        let mut command = self.command("timeout");
         command
+            .args([MIGRATION_LIMIT, "virsh"])
             .args(["-q", "-c", &self.uri(), "migrate", "--live", "--p2p"])
             .args(["--desturi", &to.uri()])
             .args(["--migrateuri", &format!("unix://{}", socket.display())])
-            .args(more)
             .arg(DOMAIN)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -192,18 +191,6 @@ impl Libvirt {
     /// Starts it again.
     pub fn restart_daemon(&mut self) -> Result<()> {
         self.daemon = start_daemon(&self.enter, &self.folder)?;
-        self.await_daemon()
-    }
-
-    fn await_daemon(&self) -> Result<()> {
-        let deadline = Instant::now() + START_LIMIT;
-        while !self.try_virsh(&["list"])?.status.success() {
-            if Instant::now() > deadline {
-                let log = fs::read_to_string(self.folder.join("libvirtd.log"));
-                bail!("libvirtd does not answer: {}", log.unwrap_or_default());
-            }
-            std::thread::sleep(LOOK_EVERY);
-        }
         Ok(())
     }
 }
@@ -316,35 +303,35 @@ fn hold(lab: &Lab, host: Host, folder: &Path) -> Result<Child> {
     for path in QEMU {
         bind(qemu.join(path.trim_start_matches('/')), path);
     }
-    let ready = folder.join("ready");
-    script += &format!(
-        "hostname lab-{host}\n: >{}\nexec sleep infinity\n",
-        ready.display()
-    );
+    script += &format!("hostname lab-{host}\necho ready\nexec sleep infinity\n");
     let file = folder.join("hold.sh");
     fs::write(&file, script)?;
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o700))?;
     let log = fs::File::create(folder.join("hold.log"))?;
     let mut holder = lab
         .command(host, "unshare")
         .args(["--mount", "--uts", "--", "sh"])
         .arg(&file)
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(log)
         .spawn()?;
-    let deadline = Instant::now() + START_LIMIT;
-    while !ready.exists() {
-        if holder.try_wait()?.is_some() || Instant::now() > deadline {
-            let log = fs::read_to_string(folder.join("hold.log")).unwrap_or_default();
-            bail!("no namespaces for {host}: {log}");
-        }
-        std::thread::sleep(LOOK_EVERY);
+    let mut said = String::new();
+    let stdout = holder.stdout.take().context("no output")?;
+    BufReader::new(stdout).read_line(&mut said)?;
+    if said != "ready\n" {
+        let log = fs::read_to_string(folder.join("hold.log")).unwrap_or_default();
+        bail!("no namespaces for {host}: {log}");
     }
     Ok(holder)
 }
 
+/// Starts libvirtd, and waits until it says that it is ready, as it would say to systemd.
 fn start_daemon(namespaces: &[String], folder: &Path) -> Result<Child> {
     let log = fs::File::create(folder.join("libvirtd.out"))?;
+    let notify = folder.join("notify");
+    // Of the daemon before.
+    let _ = fs::remove_file(&notify);
+    let notified = UnixDatagram::bind(&notify)?;
+    notified.set_read_timeout(Some(START_LIMIT))?;
     let mut command = enter(namespaces, Path::new("/usr/sbin/libvirtd"));
     command
         .args([
@@ -355,9 +342,23 @@ fn start_daemon(namespaces: &[String], folder: &Path) -> Result<Child> {
             "--pid-file".as_ref(),
             folder.join("libvirtd.pid").as_os_str(),
         ])
+        .env("NOTIFY_SOCKET", &notify)
         .stdout(Stdio::null())
         .stderr(log);
-    command.spawn().context("starting libvirtd")
+    let mut daemon = command.spawn().context("starting libvirtd")?;
+    let mut said = [0; 256];
+    loop {
+        match notified.recv(&mut said) {
+            Ok(length) if said[..length].starts_with(b"READY=1") => return Ok(daemon),
+            Ok(_) => {}
+            Err(error) => {
+                daemon.kill()?;
+                daemon.wait()?;
+                let log = fs::read_to_string(folder.join("libvirtd.log")).unwrap_or_default();
+                bail!("libvirtd does not start ({error}): {log}");
+            }
+        }
+    }
 }
 
 /// A program in those namespaces, which ends with the thread that starts it.

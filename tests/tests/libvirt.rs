@@ -4,7 +4,7 @@
 use std::process::Child;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::client::Running;
 use lab::libvirt::{DOMAIN, Libvirt, describe, text};
 use lab::relay::Unmoor;
@@ -12,7 +12,7 @@ use lab::vm::Control;
 use lab::{Host, Lab, LabOptions, VmOptions, results};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use unmoor_tests::{MIGRATION_LIMIT, SHORT, nothing_is_lost};
+use unmoor_tests::{SHORT, nothing_is_lost};
 
 /// RAM of the VM.
 const MEMORY_MIB: u32 = 512;
@@ -28,16 +28,12 @@ struct Hosts {
 
 impl Hosts {
     fn new(rate: &str) -> Result<Self> {
-        Self::with(rate, &[])
-    }
-
-    fn with(rate: &str, more: &[&str]) -> Result<Self> {
         let lab = Lab::new(&LabOptions::with_rate(rate))?;
         let a = Libvirt::start(&lab, Host::A)?;
         let b = Libvirt::start(&lab, Host::B)?;
         let relays = [
-            Unmoor::daemon(&lab, &a, more)?,
-            Unmoor::daemon(&lab, &b, more)?,
+            Unmoor::daemon(&lab, &a, &[])?,
+            Unmoor::daemon(&lab, &b, &[])?,
         ];
         a.create(&describe(&VmOptions::default(), MEMORY_MIB)?)?;
         let hosts = Hosts { a, b, relays, lab };
@@ -51,7 +47,7 @@ impl Hosts {
 
     /// Moves the VM from A to B.
     fn migrate(&self, slot: u8) -> Result<()> {
-        let child = self.a.migrate(&self.lab, &self.b, slot, &[])?;
+        let child = self.a.migrate(&self.lab, &self.b, slot)?;
         succeeds(child)
     }
 
@@ -67,7 +63,7 @@ impl Hosts {
 
     /// Begins to move the VM from A to B, and waits until memory is on its way.
     fn begin(&self) -> Result<Child> {
-        let moving = self.a.migrate(&self.lab, &self.b, 0, &[])?;
+        let moving = self.a.migrate(&self.lab, &self.b, 0)?;
         let deadline = Instant::now() + SHORT;
         loop {
             let status = self.status(Host::A)?;
@@ -102,29 +98,23 @@ fn verify(guest: &mut Control) -> Result<()> {
     Ok(())
 }
 
-fn finish(mut child: Child) -> Result<std::process::Output> {
-    let deadline = Instant::now() + MIGRATION_LIMIT;
-    while child.try_wait()?.is_none() {
-        if Instant::now() > deadline {
-            child.kill()?;
-            let output = child.wait_with_output()?;
-            bail!("virsh migrate has not ended: {}", text(&output));
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    Ok(child.wait_with_output()?)
-}
-
 fn succeeds(child: Child) -> Result<()> {
-    let output = finish(child)?;
+    let output = child.wait_with_output()?;
     ensure!(output.status.success(), "virsh migrate: {}", text(&output));
     Ok(())
 }
 
 fn fails(child: Child) -> Result<String> {
-    let output = finish(child)?;
+    let output = child.wait_with_output()?;
     ensure!(!output.status.success(), "it moved: {}", text(&output));
     Ok(text(&output))
+}
+
+/// What a relay says of a migration that has come to nothing.
+fn error(relay: &Unmoor) -> Result<String> {
+    let failed = relay.await_event("failed", SHORT)?;
+    let error = failed["error"].as_str().context("no error")?;
+    Ok(error.to_owned())
 }
 
 /// The relays say that the VM was loaded, and agree on what.
@@ -151,7 +141,7 @@ fn virsh_moves_a_vm_there_and_back() -> Result<()> {
     ensure!(job.contains("Completed"), "{job}");
 
     // Another socket, the other way round.
-    succeeds(hosts.b.migrate(&hosts.lab, &hosts.a, 3, &[])?)?;
+    succeeds(hosts.b.migrate(&hosts.lab, &hosts.a, 3)?)?;
     let back = at_b.await_matching("carried", |event| event["role"] == "send", SHORT)?;
     hosts.runs_at(&hosts.a)?;
     ensure!(hosts.a.description()? == description, "it has changed");
@@ -183,8 +173,7 @@ fn a_relay_that_dies_leaves_the_vm_where_it_was() -> Result<()> {
         hosts.runs_at(&hosts.a)?;
         // The source's sees the connection lost; the destination's that, or first that libvirt has
         // ended its QEMU, which takes no way through a slow link.
-        let failed = hosts.relays[1 - victim].await_event("failed", SHORT)?;
-        let error = failed["error"].as_str().unwrap_or_default();
+        let error = error(&hosts.relays[1 - victim])?;
         let let_go = victim == 0 && error.contains("let go");
         ensure!(error.contains("was lost") || let_go, "{error}");
     }
@@ -198,8 +187,7 @@ fn a_relay_that_is_told_to_end_lets_libvirt_take_the_vm_back() -> Result<()> {
     hosts.relays[0].signal(Signal::TERM)?;
     fails(moving)?;
     ensure!(hosts.relays[0].exit(SHORT)? == 0);
-    let failed = hosts.relays[1].await_event("failed", SHORT)?;
-    let error = failed["error"].as_str().unwrap_or_default();
+    let error = error(&hosts.relays[1])?;
     // As above.
     let let_go = error.contains("let go");
     ensure!(error.contains("told to end") || let_go, "{error}");
@@ -216,8 +204,7 @@ fn a_migration_that_is_cancelled_ends_everywhere() -> Result<()> {
     hosts.a.virsh(&["domjobabort", DOMAIN])?;
     fails(moving)?;
     hosts.runs_at(&hosts.a)?;
-    let failed = hosts.relays[0].await_event("failed", SHORT)?;
-    let error = failed["error"].as_str().unwrap_or_default();
+    let error = error(&hosts.relays[0])?;
     ensure!(error.contains("given the migration up"), "{error}");
     // It hears of that, or sees first that libvirt has ended its QEMU.
     hosts.relays[1].await_event("failed", SHORT)?;
@@ -233,8 +220,7 @@ fn a_destination_qemu_that_dies_leaves_the_vm_where_it_was() -> Result<()> {
     let pid = rustix::process::Pid::from_raw(i32::try_from(hosts.b.qemu()?)?);
     rustix::process::kill_process(pid.context("no process")?, Signal::KILL)?;
     fails(moving)?;
-    let failed = hosts.relays[0].await_event("failed", SHORT)?;
-    let error = failed["error"].as_str().unwrap_or_default();
+    let error = error(&hosts.relays[0])?;
     ensure!(error.contains("destination QEMU"), "{error}");
     hosts.runs_at(&hosts.a)
 }
@@ -244,10 +230,9 @@ fn a_peer_that_is_not_there_is_told_of() -> Result<()> {
     let mut hosts = Hosts::new("1gbit")?;
     hosts.relays[1].signal(Signal::TERM)?;
     hosts.relays[1].exit(SHORT)?;
-    let moving = hosts.a.migrate(&hosts.lab, &hosts.b, 0, &[])?;
+    let moving = hosts.a.migrate(&hosts.lab, &hosts.b, 0)?;
     fails(moving)?;
-    let failed = hosts.relays[0].await_event("failed", SHORT)?;
-    let error = failed["error"].as_str().unwrap_or_default();
+    let error = error(&hosts.relays[0])?;
     ensure!(error.contains("unmoord"), "{error}");
     hosts.runs_at(&hosts.a)
 }
