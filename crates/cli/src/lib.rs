@@ -36,6 +36,9 @@ use rustix::process::DumpableBehavior;
 /// Longest wait for QEMU's monitor to greet.
 const QMP_CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
+/// Longest wait for the peer to take our last words.
+const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
+
 /// This release, as it introduces itself to the peer.
 const SOFTWARE: &str = concat!("unmoor ", env!("CARGO_PKG_VERSION"));
 

@@ -32,12 +32,12 @@ struct Client {
 
 impl Control {
     /// Opens the socket. Without a folder for it, nobody can ask anything.
-    pub(crate) fn open(role: &str) -> io::Result<Self> {
+    pub(crate) fn open(who: &str) -> io::Result<Self> {
         let Some(folder) = run_folder() else {
             return Ok(Control::default());
         };
         make(&folder)?;
-        let path = folder.join(name(role, std::process::id()));
+        let path = folder.join(name(who, std::process::id()));
         // Of a process that had this number before.
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path)?;
@@ -109,8 +109,8 @@ impl Control {
     }
 }
 
-fn name(role: &str, pid: u32) -> String {
-    format!("{role}-{pid}.sock")
+fn name(who: &str, pid: u32) -> String {
+    format!("{who}-{pid}.sock")
 }
 
 /// Clears away the socket of a half that was killed.

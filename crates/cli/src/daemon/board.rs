@@ -1,6 +1,7 @@
 //! Who is moving, and what is told of it.
 
 use std::io::Write;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
@@ -31,9 +32,8 @@ pub(super) enum News {
         socket: String,
         total_ms: f64,
         wire_bytes: u64,
+        /// Pages of the guest, all of them.
         pages: u64,
-        /// What the pages were before.
-        guest_bytes: u64,
     },
     /// It has come to nothing. libvirt lets the VM go on where it was.
     Failed {
@@ -85,23 +85,29 @@ impl News {
     }
 }
 
-/// One migration, as the others see it.
-#[derive(Debug, Clone)]
-pub(super) struct Entry(Arc<Mutex<Status>>);
+/// A migration's place on the board, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Entry {
+    board: Arc<Board>,
+    status: Arc<Mutex<Status>>,
+}
 
 impl Entry {
     /// Changes what is known of it.
     pub(super) fn update(&self, change: impl FnOnce(&mut Status)) {
-        change(&mut unpoisoned(&self.0));
+        change(&mut unpoisoned(&self.status));
     }
 
     /// The migration's name, once it has one.
     pub(super) fn session(&self) -> Option<String> {
-        unpoisoned(&self.0).session.clone()
+        unpoisoned(&self.status).session.clone()
     }
+}
 
-    fn now(&self) -> Status {
-        unpoisoned(&self.0).clone()
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut running = unpoisoned(&self.board.running);
+        running.retain(|other| !Arc::ptr_eq(other, &self.status));
     }
 }
 
@@ -110,7 +116,7 @@ impl Entry {
 pub(super) struct Board {
     json: bool,
     places: usize,
-    running: Mutex<Vec<Entry>>,
+    running: Mutex<Vec<Arc<Mutex<Status>>>>,
 }
 
 impl Board {
@@ -133,28 +139,46 @@ impl Board {
     }
 
     /// A place for one more migration, if there is one.
-    pub(super) fn enter(&self, role: Role, socket: String) -> Option<Entry> {
+    pub(super) fn enter(self: &Arc<Self>, role: Role, socket: &Path) -> Option<Entry> {
         let mut running = unpoisoned(&self.running);
         if running.len() >= self.places {
             return None;
         }
-        let entry = Entry(Arc::new(Mutex::new(Status::of_a_managed_vm(role, socket))));
-        running.push(entry.clone());
-        Some(entry)
-    }
-
-    /// It is over.
-    pub(super) fn leave(&self, entry: &Entry) {
-        unpoisoned(&self.running).retain(|other| !Arc::ptr_eq(&other.0, &entry.0));
+        let status = Status::of_a_managed_vm(role, socket.display().to_string());
+        let status = Arc::new(Mutex::new(status));
+        running.push(Arc::clone(&status));
+        Some(Entry {
+            board: Arc::clone(self),
+            status,
+        })
     }
 
     /// All that run.
     pub(super) fn running(&self) -> Vec<Status> {
-        unpoisoned(&self.running).iter().map(Entry::now).collect()
+        let running = unpoisoned(&self.running);
+        running.iter().map(|one| unpoisoned(one).clone()).collect()
     }
 }
 
 /// A thread that has panicked has left nothing half done here.
 fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_free_again_when_its_migration_is_over() {
+        let board = Arc::new(Board::new(true, 1));
+        let enter = || board.enter(Role::Send, Path::new("0.sock"));
+        let one = enter().unwrap();
+        assert!(enter().is_none());
+        one.update(|status| status.session = Some("5e".into()));
+        assert_eq!(board.running()[0].session.as_deref(), Some("5e"));
+        drop(one);
+        assert!(board.running().is_empty());
+        assert!(enter().is_some());
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use migrate::{Destination, DestinationAction, DestinationPhase, KeepAlive, Liveness, Outputs};
 use qemu_stream::return_path::ReturnPathParser;
@@ -11,20 +11,19 @@ use wire::{AbortCode, Capabilities, Frame, Hello, Ledger, Message, Started, put_
 
 use super::board::{Entry, News};
 use super::hello::Managed;
-use super::{Carried, Carrier, WAITING_MAX};
+use super::{Carried, Carrier, WAITING_MAX, lost};
+use crate::LAST_WORDS_LIMIT;
 use crate::buffer::{Filled, Input, Output};
 use crate::control::Role;
 use crate::net::{Channel, Link};
 use crate::poll::wait;
 use crate::report::session_name;
-use crate::send::Failure;
+use crate::send::{Failure, failed};
 
 /// Bytes that the source may not have acknowledged before the session's terms are known.
 const KEPT_MAX: usize = 1 << 20;
 /// Received bytes after which the source gets a word, if it listens for that.
 const ACK_EVERY: u64 = 1 << 20;
-/// Longest wait for the peer to take our last words.
-const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 
 /// A migration to here.
 pub(super) struct Session<'a> {
@@ -38,6 +37,7 @@ pub(super) struct Session<'a> {
     qemu: Option<Qemu>,
     to_qemu: Output,
     alive: KeepAlive,
+    wire_bytes: u64,
     session: String,
     /// What QEMU's socket is, once the source has said so.
     socket: PathBuf,
@@ -66,6 +66,7 @@ impl<'a> Session<'a> {
             qemu: None,
             to_qemu: Output::default(),
             alive: KeepAlive::new(carrier.args.net.peer_timeout, Instant::now()),
+            wire_bytes: 0,
             session: String::new(),
             socket: carrier.socket.clone(),
         };
@@ -80,27 +81,32 @@ impl<'a> Session<'a> {
 
     /// The whole migration.
     pub(super) fn run(&mut self) -> Result<Carried, Failure> {
-        let outcome = self.drive();
+        let outcome = match self.drive() {
+            // Everything is loaded and proven equal, and the source may have let its QEMU complete:
+            // libvirt knows where the VM runs.
+            Err(_) if self.engine.phase() >= DestinationPhase::Started => Ok(()),
+            outcome => outcome,
+        };
         if let Err(failure) = &outcome {
             self.engine
                 .abort(AbortCode::Other, &failure.to_string(), self.to_peer.tail());
         }
         // Best effort: the peer sees the connection close.
         let _ = self.channel.send_all(&mut self.to_peer, LAST_WORDS_LIMIT);
-        outcome
+        outcome.map(|()| Carried {
+            wire_bytes: self.wire_bytes,
+            pages: self.engine.pages(),
+        })
     }
 
-    fn drive(&mut self) -> Result<Carried, Failure> {
+    /// Goes on until the source knows that everything is loaded.
+    fn drive(&mut self) -> Result<(), Failure> {
         // What the source has said may have come with the last of its handshake: then the socket
         // announces nothing.
         self.read_link()?;
         loop {
             if self.act()? {
-                return Ok(Carried {
-                    wire_bytes: 0,
-                    pages: self.engine.pages(),
-                    guest_bytes: 0,
-                });
+                return Ok(());
             }
             self.engine.flush(self.to_qemu.tail());
             self.send()?;
@@ -151,9 +157,9 @@ impl<'a> Session<'a> {
             socket,
             path: self.channel.describe(),
         });
-        // No VM has more memory than fits here twice.
-        let limit = rustix::system::sysinfo();
-        let limit = u64::from(limit.mem_unit).saturating_mul(limit.totalram.saturating_mul(2));
+        // No VM has more memory than this host twice.
+        let host = rustix::system::sysinfo();
+        let limit = u64::from(host.mem_unit).saturating_mul(host.totalram.saturating_mul(2));
         let tail = self.to_peer.tail();
         self.engine
             .accept(crate::SOFTWARE, "{}".to_owned(), limit, tail);
@@ -189,7 +195,7 @@ impl<'a> Session<'a> {
             return Err(let_go(&error.to_string()));
         }
         let sent = self.channel.send(&mut self.to_peer, usize::MAX);
-        if sent.map_err(|error| self.lost(&error.to_string()))? > 0 {
+        if sent.map_err(|error| lost(&self.channel, &error.to_string()))? > 0 {
             self.alive.on_sent(Instant::now());
         }
         Ok(())
@@ -238,7 +244,7 @@ impl<'a> Session<'a> {
                 self.alive.on_sent(now);
                 Ok(now)
             }
-            Liveness::Lost => Err(self.lost("it has been silent for too long")),
+            Liveness::Lost => Err(lost(&self.channel, "it has been silent for too long")),
         }
     }
 
@@ -307,17 +313,15 @@ impl<'a> Session<'a> {
 
     fn read_link(&mut self) -> Result<(), Failure> {
         match self.channel.receive(&mut self.from_peer) {
-            Ok(Filled::Some(_)) => self.alive.on_heard(Instant::now()),
+            Ok(Filled::Some(count)) => {
+                self.alive.on_heard(Instant::now());
+                self.wire_bytes += count as u64;
+            }
             Ok(Filled::WouldBlock) => {}
-            Ok(Filled::Closed) => return Err(self.lost("it was closed")),
-            Err(error) => return Err(self.lost(&error.to_string())),
+            Ok(Filled::Closed) => return Err(lost(&self.channel, "it was closed")),
+            Err(error) => return Err(lost(&self.channel, &error.to_string())),
         }
         Ok(())
-    }
-
-    fn lost(&self, why: &str) -> Failure {
-        let peer = self.channel.peer();
-        Failure::Failed(format!("the connection to {peer} was lost: {why}"))
     }
 }
 
@@ -325,8 +329,4 @@ fn let_go(how: &str) -> Failure {
     Failure::Failed(format!(
         "the destination QEMU has let go of the VM ({how}): libvirt has ended it, or its log says why, in /var/log/libvirt/qemu"
     ))
-}
-
-fn failed(error: &dyn std::fmt::Display) -> Failure {
-    Failure::Failed(error.to_string())
 }

@@ -37,9 +37,9 @@ use slots::{Slots, Visitor};
 
 use crate::control::{Answer, Control, Request, Role};
 use crate::exit::Exit;
-use crate::net::{ConnectError, Connector, Door, Link, Protection, host_of, refuse};
+use crate::net::{Channel, ConnectError, Connector, Door, Link, Protection, host_of, refuse};
 use crate::poll::wait;
-use crate::send::Failure;
+use crate::send::{Failure, failed};
 use crate::signals::Signals;
 
 /// Longest wait for the connection to the destination.
@@ -67,7 +67,6 @@ struct Carrier {
 struct Carried {
     wire_bytes: u64,
     pages: u64,
-    guest_bytes: u64,
 }
 
 /// The daemon.
@@ -98,7 +97,6 @@ pub fn run(args: &DaemonArgs) -> Exit {
 
 impl Daemon {
     fn open(args: &DaemonArgs) -> Result<Self, Failure> {
-        let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
         let signals = Signals::install().map_err(|e| failed(&e))?;
         let own = match &args.name {
             Some(name) => name.clone(),
@@ -170,13 +168,13 @@ impl Daemon {
         self.threads.retain(|thread| !thread.is_finished());
         self.answer();
         while let Some(link) = self.door.look(true)? {
-            self.receive(link)?;
+            self.receive(link);
         }
         if let Some(text) = self.door.news() {
             self.board.tell(&News::Note { text });
         }
         for visitor in self.slots.look()? {
-            self.send(visitor)?;
+            self.send(visitor);
         }
         Ok(true)
     }
@@ -196,62 +194,65 @@ impl Daemon {
         });
     }
 
-    fn carrier(&self, socket: PathBuf, name: Name) -> io::Result<Carrier> {
-        Ok(Carrier {
-            args: Arc::clone(&self.args),
-            board: Arc::clone(&self.board),
-            stop: self.stop.1.try_clone()?,
-            socket,
-            name,
-        })
-    }
-
     /// A VM moves to here.
-    fn receive(&mut self, mut link: Link) -> io::Result<()> {
+    fn receive(&mut self, mut link: Link) {
         let folder = self.args.sockets.join(self.own.as_str());
-        let Some(entry) = self
-            .board
-            .enter(Role::Receive, folder.display().to_string())
-        else {
+        let Some(entry) = self.board.enter(Role::Receive, &folder) else {
             let reason = "as many VMs are moving there as may (--sessions)".to_owned();
             refuse(&mut link, AbortCode::Busy, reason);
-            return Ok(());
+            return;
         };
-        let carrier = self.carrier(folder, self.own.clone())?;
-        self.spawn(move || {
-            let mut session = destination::Session::new(&carrier, &entry, link);
-            let outcome = Outcome::of(|| session.run());
-            let (session, socket) = session.names();
+        self.start(folder, self.own.clone(), move |carrier| {
+            let mut half = destination::Session::new(carrier, &entry, link);
+            let outcome = Outcome::of(|| half.run());
+            let (session, socket) = half.names();
+            drop(half);
+            // Whoever hears that it is over finds a place.
+            drop(entry);
             outcome.tell(&carrier.board, Role::Receive, session, socket);
-            carrier.board.leave(&entry);
-        })
+        });
     }
 
     /// A VM moves from here.
-    fn send(&mut self, visitor: Visitor) -> io::Result<()> {
+    fn send(&mut self, visitor: Visitor) {
         let socket = visitor.socket.display().to_string();
-        let Some(entry) = self.board.enter(Role::Send, socket.clone()) else {
+        let Some(entry) = self.board.enter(Role::Send, &visitor.socket) else {
             self.board.tell(&News::Failed {
                 session: String::new(),
                 role: Role::Send,
                 socket,
                 error: "as many VMs are moving here as may (--sessions)".into(),
             });
-            return Ok(());
+            return;
         };
-        let carrier = self.carrier(visitor.socket, visitor.name)?;
-        self.spawn(move || {
-            let outcome = Outcome::of(|| send(&carrier, &entry, &visitor.peer, visitor.qemu));
+        self.start(visitor.socket, visitor.name, move |carrier| {
+            let outcome = Outcome::of(|| send(carrier, &entry, &visitor.peer, visitor.qemu));
             let session = entry.session().unwrap_or_default();
+            drop(entry);
             outcome.tell(&carrier.board, Role::Send, session, socket);
-            carrier.board.leave(&entry);
-        })
+        });
     }
 
-    fn spawn(&mut self, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let thread = std::thread::Builder::new().name("migration".into());
-        self.threads.push(thread.spawn(work)?);
-        Ok(())
+    /// Begins a migration. That one cannot begin is no reason for the others to end.
+    fn start(&mut self, socket: PathBuf, name: Name, work: impl FnOnce(&Carrier) + Send + 'static) {
+        let (args, board) = (Arc::clone(&self.args), Arc::clone(&self.board));
+        let thread = self.stop.1.try_clone().and_then(|stop| {
+            let carrier = Carrier {
+                args,
+                board,
+                stop,
+                socket,
+                name,
+            };
+            let thread = std::thread::Builder::new().name("migration".into());
+            thread.spawn(move || work(&carrier))
+        });
+        match thread {
+            Ok(thread) => self.threads.push(thread),
+            Err(error) => self.board.tell(&News::Note {
+                text: format!("a VM cannot move, for there is no thread for it: {error}"),
+            }),
+        }
     }
 }
 
@@ -281,6 +282,12 @@ fn send(
     source::Session::new(carrier, entry, qemu, link, limit)?.run()
 }
 
+/// There is no connection any more, and none will be made again.
+fn lost(channel: &Channel, why: &str) -> Failure {
+    let peer = channel.peer();
+    Failure::Failed(format!("the connection to {peer} was lost: {why}"))
+}
+
 /// How a migration ended, and how long it took.
 struct Outcome {
     result: Result<Carried, Failure>,
@@ -306,7 +313,6 @@ impl Outcome {
                 total_ms: self.took.as_secs_f64() * 1000.0,
                 wire_bytes: carried.wire_bytes,
                 pages: carried.pages,
-                guest_bytes: carried.guest_bytes,
             },
             Err(failure) => News::Failed {
                 session,

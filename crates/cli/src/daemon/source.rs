@@ -11,23 +11,21 @@ use wire::{AbortCode, Frame, Message, put_control};
 
 use super::board::{Entry, News};
 use super::hello::Managed;
-use super::{Carried, Carrier, END_LIMIT, WAITING_MAX};
+use super::{Carried, Carrier, END_LIMIT, WAITING_MAX, lost};
+use crate::LAST_WORDS_LIMIT;
 use crate::buffer::{Filled, Input, Output};
 use crate::control::Role;
 use crate::net::{Channel, Link};
 use crate::pace::Pace;
 use crate::poll::wait;
 use crate::report::session_name;
-use crate::send::Failure;
-use crate::send::ledger;
 use crate::send::outlet::Outlet;
+use crate::send::{Failure, failed, ledger};
 
 /// Memory for pages that the destination has, so that others can be told by them.
 const HISTORY: usize = 64 << 20;
 /// Bytes of a guest page: pages of other sizes are not told by others.
 const PAGE: usize = 4096;
-/// Longest wait for the peer to take our last words.
-const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 
 /// A migration from here.
 pub(super) struct Session<'a> {
@@ -42,8 +40,6 @@ pub(super) struct Session<'a> {
     from_qemu: Input,
     parser: Parser,
     to_qemu: Output,
-    /// QEMU has let go of its stream.
-    is_closed: bool,
     /// The destination takes part.
     has_begun: bool,
     alive: KeepAlive,
@@ -90,7 +86,6 @@ impl<'a> Session<'a> {
             from_qemu: Input::default(),
             parser: Parser::new(),
             to_qemu: Output::default(),
-            is_closed: false,
             has_begun: false,
             alive: KeepAlive::new(carrier.args.net.peer_timeout, now),
             pace: limit.map(|limit| Pace::new(limit, now)),
@@ -126,7 +121,6 @@ impl<'a> Session<'a> {
                 return Ok(Carried {
                     wire_bytes: self.wire_bytes,
                     pages: self.engine.digest().pages,
-                    guest_bytes: self.engine.stats().ram_bytes,
                 });
             }
             self.take_events()?;
@@ -171,9 +165,7 @@ impl<'a> Session<'a> {
     }
 
     fn may_read(&self) -> bool {
-        self.has_begun
-            && !self.is_closed
-            && self.output.len() < WAITING_MAX + self.output.appetite()
+        self.has_begun && self.output.len() < WAITING_MAX + self.output.appetite()
     }
 
     /// Gives what QEMU has written to the engine.
@@ -205,13 +197,13 @@ impl<'a> Session<'a> {
             .drain(&mut self.qemu, usize::MAX)
             .map_err(|error| given_up(&error.to_string()))?;
         let now = Instant::now();
-        // The VM stands once all of its memory is sent.
+        // In the last pass the VM stands already, but nothing in the stream says so.
         let runs = self.engine.phase() <= SourcePhase::Memory;
         let pace = self.pace.as_mut().filter(|_| runs);
         let limit = pace.map_or(usize::MAX, |pace| pace.allowance(now));
         if limit > 0 || self.channel.wants_write() {
             let sent = self.output.send(&mut self.channel, limit);
-            let sent = sent.map_err(|error| self.lost(&error.to_string()))?;
+            let sent = sent.map_err(|error| lost(&self.channel, &error.to_string()))?;
             if sent.wire > 0 {
                 self.alive.on_sent(now);
                 self.wire_bytes += sent.wire as u64;
@@ -241,7 +233,7 @@ impl<'a> Session<'a> {
                 self.alive.on_sent(now);
                 Ok(now)
             }
-            Liveness::Lost => Err(self.lost("it has been silent for too long")),
+            Liveness::Lost => Err(lost(&self.channel, "it has been silent for too long")),
         }
     }
 
@@ -287,11 +279,8 @@ impl<'a> Session<'a> {
     fn read_qemu(&mut self) -> Result<(), Failure> {
         match self.from_qemu.fill(&mut self.qemu) {
             Ok(Filled::Some(_) | Filled::WouldBlock) => Ok(()),
-            Ok(Filled::Closed) => {
-                // It completes only when it has heard that everything is loaded.
-                self.is_closed = true;
-                Err(given_up("it closed its stream"))
-            }
+            // It completes only when it has heard that everything is loaded.
+            Ok(Filled::Closed) => Err(given_up("it closed its stream")),
             Err(error) => Err(given_up(&error.to_string())),
         }
     }
@@ -300,8 +289,8 @@ impl<'a> Session<'a> {
         match self.channel.receive(&mut self.from_peer) {
             Ok(Filled::Some(_)) => self.alive.on_heard(Instant::now()),
             Ok(Filled::WouldBlock) => return Ok(()),
-            Ok(Filled::Closed) => return Err(self.lost("it was closed")),
-            Err(error) => return Err(self.lost(&error.to_string())),
+            Ok(Filled::Closed) => return Err(lost(&self.channel, "it was closed")),
+            Err(error) => return Err(lost(&self.channel, &error.to_string())),
         }
         while let Some((used, frame)) = self
             .decoder
@@ -323,14 +312,21 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// QEMU hears that everything is loaded, completes, and lets go.
+    /// QEMU hears that everything is loaded, and the destination that it has; then QEMU completes and lets
+    /// go.
     fn let_qemu_complete(&mut self) -> Result<(), Failure> {
-        self.engine.take_for_qemu(self.to_qemu.tail());
         let deadline = Instant::now() + END_LIMIT;
+        self.engine.take_for_qemu(self.to_qemu.tail());
+        self.to_qemu
+            .drain(&mut self.qemu, usize::MAX)
+            .map_err(|error| given_up(&error.to_string()))?;
+        let last_words = self.output.len() as u64;
+        // Best effort: it knows that everything is loaded.
+        let sent = self.output.send_all(&mut self.channel, LAST_WORDS_LIMIT);
+        if sent.is_ok() {
+            self.wire_bytes += last_words;
+        }
         loop {
-            self.to_qemu
-                .drain(&mut self.qemu, usize::MAX)
-                .map_err(|error| given_up(&error.to_string()))?;
             let mut flags = PollFlags::IN;
             if !self.to_qemu.is_empty() {
                 flags |= PollFlags::OUT;
@@ -339,16 +335,14 @@ impl<'a> Session<'a> {
             if wait(&mut fds, Some(deadline)).map_err(|e| failed(&e))? == 0 {
                 return Ok(());
             }
+            self.to_qemu
+                .drain(&mut self.qemu, usize::MAX)
+                .map_err(|error| given_up(&error.to_string()))?;
             match self.from_qemu.fill(&mut self.qemu) {
                 Ok(Filled::Some(_) | Filled::WouldBlock) => {}
                 Ok(Filled::Closed) | Err(_) => return Ok(()),
             }
         }
-    }
-
-    fn lost(&self, why: &str) -> Failure {
-        let peer = self.channel.peer();
-        Failure::Failed(format!("the connection to {peer} was lost: {why}"))
     }
 }
 
@@ -356,8 +350,4 @@ fn given_up(how: &str) -> Failure {
     Failure::Cancelled(format!(
         "the source QEMU has given the migration up ({how}): libvirt says why"
     ))
-}
-
-fn failed(error: &dyn std::fmt::Display) -> Failure {
-    Failure::Failed(error.to_string())
 }

@@ -6,10 +6,11 @@ use migrate::{DestinationPhase, Fault, KeepAlive};
 use wire::{AbortCode, Message, Preamble, put_control};
 
 use super::newcomer::{Newcomer, Wish};
-use super::session::{Connection, Session, Stop, failed};
+use super::session::{Connection, Session, Stop};
 use crate::buffer::Output;
 use crate::net::{self, Link, Side};
 use crate::report::{Event, bytes};
+use crate::send::failed;
 
 /// Bytes that a source sends at most without a word that they have come, and then some.
 const SOURCES_WINDOW: u64 = 64 << 20;

@@ -23,7 +23,7 @@ use crate::exit::Exit;
 use crate::net::{Door, Link, Protection};
 use crate::poll::wait;
 use crate::report::{Event, Report, reporter};
-use crate::send::{Failure, tell_findings};
+use crate::send::{Failure, failed, tell_findings};
 use crate::signals::Signals;
 use session::{Ending, Session};
 pub(crate) use takeover::Takeover;
@@ -64,7 +64,6 @@ pub(crate) fn run(args: &ReceiveArgs) -> Exit {
 type Prepared = (Signals, Door, Vm, VmFacts);
 
 fn prepare(args: &ReceiveArgs, report: &mut dyn Report) -> Result<Prepared, Failure> {
-    let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
     let signals = Signals::install().map_err(|e| failed(&e))?;
     let limit = match args.take_over {
         // QEMU has yet to notice that its last client has died.
@@ -141,7 +140,6 @@ impl Receiver<'_> {
 
     /// Waits for a source to connect.
     fn next_connection(&mut self) -> Result<Link, Failure> {
-        let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
         loop {
             let mut fds = vec![
                 PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN),

@@ -6,12 +6,11 @@ use hypervisor::{RunState, discard_destination};
 use wire::{AbortCode, Started};
 
 use super::session::{Ending, Session};
+use crate::LAST_WORDS_LIMIT;
 use crate::exit::Exit;
 use crate::report::{Event, Following, UNEQUAL, bytes, peak_memory};
 use crate::send::Failure;
 
-/// Longest wait for the peer to take our last words.
-const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 /// Longest wait for a QEMU that is being given up to end.
 const DISCARD_LIMIT: Duration = Duration::from_secs(5);
 

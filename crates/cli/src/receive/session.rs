@@ -27,7 +27,7 @@ use crate::net::{Channel, Link};
 use crate::poll::wait;
 use crate::random;
 use crate::report::{Event, bytes, session_name};
-use crate::send::Failure;
+use crate::send::{Failure, failed};
 
 /// Bytes waiting for QEMU beyond which nothing more is read from the link.
 const WAITING_MAX: usize = 512 << 10;
@@ -695,10 +695,6 @@ impl<'r, 'a> Session<'r, 'a> {
 
 pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-pub(super) fn failed(error: &dyn std::fmt::Display) -> Failure {
-    Failure::Failed(error.to_string())
 }
 
 /// The clock that QEMU stamps its events with.

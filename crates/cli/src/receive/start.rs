@@ -7,9 +7,9 @@ use hypervisor::{Id, RunState};
 use migrate::DestinationPhase;
 use serde_json::Value;
 
-use super::session::{Session, Stop, failed};
+use super::session::{Session, Stop};
 use crate::report::Event;
-use crate::send::Failure;
+use crate::send::{Failure, failed};
 
 /// Between two questions. A VM that is to run says so by itself.
 const ASK_EVERY: Duration = Duration::from_millis(20);

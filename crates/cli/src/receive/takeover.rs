@@ -19,12 +19,12 @@ use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 
 use super::Receiver;
-use super::session::{Ending, LINGER, Qemu, Session, failed};
+use super::session::{Ending, LINGER, Qemu, Session};
 use crate::buffer::{Filled, Input};
 use crate::exit::Exit;
 use crate::poll::wait;
 use crate::report::{Event, bytes, session_name};
-use crate::send::Failure;
+use crate::send::{Failure, failed};
 
 /// Longest wait for QEMU to notice that its stream has broken off, and for each of its answers.
 const QEMU_LIMIT: Duration = Duration::from_secs(20);

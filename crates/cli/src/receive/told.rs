@@ -4,10 +4,10 @@ use migrate::{DestinationPhase, Outputs};
 use wire::{Frame, Message};
 
 use super::Receiver;
-use super::session::{Session, Stop, failed};
+use super::session::{Session, Stop};
 use crate::control::{Answer, Request, Role, Status};
 use crate::report::{Event, session_name};
-use crate::send::Failure;
+use crate::send::{Failure, failed};
 
 impl Receiver<'_> {
     /// While no source has come.

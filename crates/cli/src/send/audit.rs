@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use migrate::Expected;
 use qemu_stream::{BlockId, RamBlock};
 
-use super::Failure;
-use super::session::{Session, failed};
+use super::session::Session;
+use super::{Failure, failed};
 use crate::args::AuditArg;
 use crate::guest_ram::{Block, GuestRam, PAGE};
 use crate::report::{Audited, Event};

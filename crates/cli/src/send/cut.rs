@@ -10,8 +10,8 @@ use migrate::{KeepAlive, SourcePhase, put_verdict};
 use rustix::event::{PollFd, PollFlags};
 use wire::{AbortCode, Frame, Message, Preamble, put_control};
 
-use super::Failure;
-use super::session::{Session, failed};
+use super::session::Session;
+use super::{Failure, failed};
 use crate::buffer::{Filled, Input, Output};
 use crate::net::{ConnectError, Link, Side};
 use crate::poll::wait;

@@ -84,6 +84,11 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Something went wrong, as it says itself.
+pub(crate) fn failed(error: &dyn fmt::Display) -> Failure {
+    Failure::Failed(error.to_string())
+}
+
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
         match error {
@@ -144,7 +149,6 @@ fn wanted(args: &SendArgs) -> Wanted {
 
 /// Everything that can be found out before the VM is touched.
 fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session<'a>, Failure> {
-    let failed = |error: &dyn fmt::Display| Failure::Failed(error.to_string());
     let mut signals = Signals::install().map_err(|error| failed(&error))?;
     let protection = Protection::from_args(&args.net);
     let host = args.tls_hostname.as_deref().unwrap_or(host_of(&args.to));

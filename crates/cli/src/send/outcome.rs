@@ -6,7 +6,8 @@ use hypervisor::recover_source;
 use wire::{AbortCode, Started};
 
 use super::Failure;
-use super::session::{LAST_WORDS_LIMIT, Session};
+use super::session::Session;
+use crate::LAST_WORDS_LIMIT;
 use crate::control::keep_in_doubt;
 use crate::exit::Exit;
 use crate::report::{Compressed, Event, Following, Paused, Summary, peak_memory, session_name};

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::Failure;
 use super::meter::seconds_to_switchover;
-use super::session::{Session, failed};
+use super::session::Session;
+use super::{Failure, failed};
 use crate::report::{Event, Progress};
 
 impl Session<'_> {

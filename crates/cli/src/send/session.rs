@@ -15,7 +15,8 @@ use super::outlet::{Outlet, Sent};
 use super::settle::Settled;
 use super::steer::Steering;
 use super::stream::QemuStream;
-use super::{Failure, ledger};
+use super::{Failure, failed, ledger};
+use crate::LAST_WORDS_LIMIT;
 use crate::args::SendArgs;
 use crate::buffer::{Filled, Input};
 use crate::control::{Control, Role};
@@ -32,8 +33,6 @@ use crate::signals::Signals;
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Time between two samples for a written report.
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
-/// Longest wait for the peer to take our last words.
-pub(super) const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 /// Longest wait for the destination to say that it has thawed what was frozen. The VM runs there
 /// already.
 const THAW_LIMIT: Duration = Duration::from_secs(8);
@@ -655,10 +654,6 @@ impl<'a> Session<'a> {
             self.channel.peer()
         )
     }
-}
-
-pub(super) fn failed(error: &dyn std::fmt::Display) -> Failure {
-    Failure::Failed(error.to_string())
 }
 
 /// The clock that QEMU stamps its events with.

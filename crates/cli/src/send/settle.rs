@@ -6,8 +6,8 @@ use migrate::SourceAction;
 use rustix::event::{PollFd, PollFlags};
 use wire::Started;
 
-use super::Failure;
 use super::session::Session;
+use super::{Failure, failed};
 use crate::buffer::{Filled, Input, Output};
 use crate::net::Link;
 use crate::poll::wait;
@@ -56,7 +56,6 @@ impl Session<'_> {
         let (mut input, mut output) = (Input::default(), Output::default());
         let mut decoder = wire::Decoder::new();
         self.engine.ask_outcome(output.tail());
-        let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
         link.send_all(&mut output, ATTEMPT)
             .map_err(|e| failed(&e))?;
         loop {

@@ -8,9 +8,9 @@ use hypervisor::{RunState, Saved, VmFacts, Wanted, compare};
 use pack::History;
 use wire::Accept;
 
-use super::session::{Session, failed};
+use super::session::Session;
 use super::stream::QemuStream;
-use super::{Failure, tell_findings};
+use super::{Failure, failed, tell_findings};
 use crate::args::{CompressArg, StallArg};
 use crate::guardian::{Guardian, Watch};
 use crate::net::{Protection, host_of};

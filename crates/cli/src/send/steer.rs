@@ -13,9 +13,9 @@ use migrate::pilot::{
 };
 use rustix::event::PollFlags;
 
-use super::Failure;
 use super::meter::LinkRate;
-use super::session::{Session, failed, wall_clock};
+use super::session::{Session, wall_clock};
+use super::{Failure, failed};
 use crate::agent::{AgentError, Client, Heard, Line};
 use crate::args::{ProtocolArg, SendArgs, StallArg};
 use crate::report::{Detail, Event, Forecast, Named, Paused, Report, Writer};

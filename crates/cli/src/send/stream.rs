@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 
 use qemu_stream::{Event, Parser, RamBlock};
 
-use super::session::{Session, failed};
-use super::{Failure, WAITING_IN_A_HURRY};
+use super::session::Session;
+use super::{Failure, WAITING_IN_A_HURRY, failed};
 use crate::buffer::{Filled, Input};
 use crate::guest_ram::Verdict;
 use crate::report;
