@@ -93,6 +93,8 @@ impl<'a> Session<'a> {
         }
         // Best effort: the peer sees the connection close.
         let _ = self.channel.send_all(&mut self.to_peer, LAST_WORDS_LIMIT);
+        self.qemu = None;
+        self.channel.part(LAST_WORDS_LIMIT);
         outcome.map(|()| Carried {
             wire_bytes: self.wire_bytes,
             pages: self.engine.pages(),

@@ -106,6 +106,8 @@ impl<'a> Session<'a> {
         }
         // Best effort: the peer sees the connection close.
         let _ = self.output.send_all(&mut self.channel, LAST_WORDS_LIMIT);
+        drop(self.qemu);
+        self.channel.part(LAST_WORDS_LIMIT);
         outcome
     }
 

@@ -285,6 +285,21 @@ impl Channel {
         }
     }
 
+    /// Closes the connection once the peer has closed it, too, or after `limit`: what has been said is
+    /// heard.
+    pub(crate) fn part(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        // The peer may wait for the end of any of them.
+        for lane in &self.lanes {
+            let _ = lane.link.say_no_more();
+        }
+        for lane in self.lanes.drain(..) {
+            // One that is lost has parted.
+            let _ = lane.link.part(deadline);
+        }
+        self.disconnect();
+    }
+
     /// The connection is lost.
     pub(crate) fn disconnect(&mut self) {
         self.lanes.clear();
@@ -488,5 +503,44 @@ mod tests {
             assert_eq!(input.unread(), word, "on link {last}");
             assert!(destination.receive(&mut input).is_err());
         }
+    }
+
+    /// A peer that reads slowly, and has said something that nobody reads any more.
+    #[test]
+    fn the_last_word_is_heard_by_a_peer_that_still_speaks() {
+        let mut all = links(1);
+        // So that it is closed once the channel lets go.
+        all.grips.clear();
+        let mut source = Channel::new(all.source.remove(0), Ledger::new(1 << 20, 64 << 10));
+        source.keep_no_copies();
+        let mut destination = all.destination.remove(0);
+        let mut output = Output::default();
+        output.tail().resize(64 << 20, 7);
+        let mut sent = 0;
+        loop {
+            match source.send(&mut output, usize::MAX).unwrap() {
+                0 => break,
+                count => sent += count,
+            }
+        }
+        destination.write(b"unread").unwrap();
+        let mut fds: Vec<_> = source.poll(true, false).collect();
+        wait(&mut fds, None).unwrap();
+        drop(fds);
+        let parted = std::thread::spawn(move || source.part(Duration::from_secs(10)));
+        let (mut input, mut heard) = (Input::default(), 0);
+        loop {
+            let mut fds = [PollFd::from_borrowed_fd(destination.fd(), PollFlags::IN)];
+            wait(&mut fds, None).unwrap();
+            let filled = destination.receive(&mut input).unwrap();
+            heard += input.unread().len();
+            input.consume(input.unread().len());
+            if filled == Filled::Closed {
+                break;
+            }
+        }
+        assert_eq!(heard, sent);
+        drop(destination);
+        parted.join().unwrap();
     }
 }

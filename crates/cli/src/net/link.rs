@@ -2,8 +2,8 @@
 //!
 //! Everything above it knows only [`Link::receive`], [`Link::send`] and what to wait for.
 
-use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -177,6 +177,31 @@ impl Link {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
+    }
+
+    /// Says nothing more: the peer hears the end.
+    pub(super) fn say_no_more(&self) -> io::Result<()> {
+        self.stream.shutdown(Shutdown::Write)
+    }
+
+    /// Waits up to `deadline` for the peer to close the connection, too, and throws away what still
+    /// comes. Were it closed with something unread, the kernel would throw away what it has not sent
+    /// yet: our last words.
+    pub(crate) fn part(mut self, deadline: Instant) -> io::Result<()> {
+        self.say_no_more()?;
+        let mut waste = [0; 16 << 10];
+        while Instant::now() < deadline {
+            match self.stream.read(&mut waste) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) if is_transient(&error) => {
+                    let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
+                    wait(&mut fds, Some(deadline))?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::TimedOut.into())
     }
 }
 

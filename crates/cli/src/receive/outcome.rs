@@ -53,6 +53,7 @@ impl Session<'_, '_> {
             }),
             relay_memory_bytes: peak_memory(),
         });
+        self.part();
         Ending::Over(Exit::Success)
     }
 
@@ -114,6 +115,7 @@ impl Session<'_, '_> {
                 .send_all(&mut self.to_peer, LAST_WORDS_LIMIT);
         }
         if self.qemu.take().is_none() {
+            self.part();
             return Ending::Untouched(match failure {
                 Failure::Refused(text) => Failure::Refused(text.clone()),
                 Failure::Cancelled(text) => Failure::Cancelled(text.clone()),
@@ -128,7 +130,16 @@ impl Session<'_, '_> {
                 "the VM was not started here, but the QEMU that waited for it could not be ended: {error}"
             ),
         };
-        Ending::Over(super::fail(self.receiver.report.as_mut(), failure, &vm))
+        let exit = super::fail(self.receiver.report.as_mut(), failure, &vm);
+        self.part();
+        Ending::Over(exit)
+    }
+
+    /// Nothing more is said.
+    fn part(&mut self) {
+        if let Some(connection) = &mut self.link {
+            connection.channel.part(LAST_WORDS_LIMIT);
+        }
     }
 }
 

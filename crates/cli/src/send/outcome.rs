@@ -64,6 +64,7 @@ impl Session<'_> {
             relay_memory_bytes: peak_memory(),
         };
         self.report.tell(&Event::Summary(Box::new(summary)));
+        self.channel.part(LAST_WORDS_LIMIT);
         Exit::Success
     }
 
@@ -144,6 +145,7 @@ impl Session<'_> {
             error: failure.to_string(),
             vm,
         });
+        self.channel.part(LAST_WORDS_LIMIT);
         exit
     }
 
