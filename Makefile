@@ -10,6 +10,8 @@ RESULTS := target/results
 E2E := --test-threads=1
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 3600
+# What the programs are built with, besides.
+FEATURES ?=
 # Words for unmoor-bench; tests/src/bin/unmoor-bench/main.rs tells which.
 BENCH ?=
 
@@ -27,8 +29,8 @@ setup: ## Packages, QEMU 10 and 7.2, the guest's image
 setup-debian: setup ## The Debian guest, for the slow tests
 	lab/debian.sh
 
-build: tools ## The program, optimised
-	$(CARGO) build --release --locked -p unmoor
+build: tools ## The programs, optimised; FEATURES=libvirt for unmoor migrate
+	$(CARGO) build --release --locked -p unmoor --features "$(FEATURES)"
 
 demo: setup ## A VM that QEMU alone cannot move, moved (4 min after the set-up)
 	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests
@@ -40,13 +42,13 @@ test-unit: tools ## Unit, property and simulation tests
 	$(CARGO) test --locked --workspace --exclude unmoor-tests --exclude lab
 
 test-e2e: setup ## Tests on real QEMU, real guests, two hosts
-	$(CARGO) build --release --locked -p unmoor -p lab
+	$(CARGO) build --release --locked -p unmoor --features unmoor/libvirt -p lab
 	rm -rf $(RESULTS)/test-e2e.d
 	$(CARGO) test --release --locked -p lab -p unmoor-tests -- $(E2E)
 	target/release/lab-results test-e2e
 
 test-slow: setup-debian ## The whole matrices, and a minute of fuzzing each
-	$(CARGO) build --release --locked -p unmoor -p lab
+	$(CARGO) build --release --locked -p unmoor --features unmoor/libvirt -p lab
 	rm -rf $(RESULTS)/test-slow.d
 	UNMOOR_RECORD=test-slow $(CARGO) test --release --locked -p lab -p unmoor-tests -- $(E2E) --include-ignored
 	UNMOOR_SIMULATIONS=100000 $(CARGO) test --release --locked -p migrate --test simulation
@@ -81,6 +83,7 @@ fuzz: tools ## Coverage-guided fuzzing of every parser, FUZZ_SECONDS each
 lint: tools ## Format, clippy and documentation, warnings denied
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p unmoor -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
 man: build ## Manual pages and completions, into target/man and target/completions

@@ -174,6 +174,11 @@ impl Libvirt {
         Ok(control)
     }
 
+    /// The folder of unmoord's sockets here, as this process sees it.
+    pub fn sockets(&self) -> PathBuf {
+        self.folder.join("migrate")
+    }
+
     /// QEMU's process.
     pub fn qemu(&self) -> Result<u32> {
         let file = self.folder.join(format!("run/qemu/{DOMAIN}.pid"));

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 
-use crate::libvirt::{Libvirt, migrate_folder};
+use crate::libvirt::{DOMAIN, Libvirt, migrate_folder};
 use crate::{HOST_B, Host, Lab, Vm, program, usage};
 
 /// The port that the lab's receivers listen on.
@@ -102,6 +102,20 @@ impl Unmoor {
         args.extend(protection(more));
         args.extend_from_slice(more);
         Self::start(lab, host, &args)
+    }
+
+    /// Starts `unmoor migrate` for libvirt's VM from one host to the other.
+    pub fn migrate(lab: &Lab, from: &Libvirt, to: &Libvirt, more: &[&str]) -> Result<Self> {
+        let mut command = from.command(program("unmoor"));
+        keep_apart(&mut command, lab.run_dir(), &from.host().to_string());
+        let relay = format!("{}:{DAEMON_PORT}", address(to.host())?);
+        let sockets = migrate_folder(lab).display().to_string();
+        let (here, there) = (from.uri(), to.uri());
+        let mut args = vec!["migrate", DOMAIN, "--connect", &here, "--to", &there];
+        args.extend(["--relay", &relay, "--sockets", &sockets]);
+        args.extend(protection(more));
+        args.extend_from_slice(more);
+        Self::spawn(lab, command, &args)
     }
 
     /// Starts `unmoord` at a host with libvirt, where it knows the other one, and waits until it

@@ -4,6 +4,7 @@ pub mod authority;
 pub mod backend;
 pub mod bench;
 pub mod browser;
+pub mod hosts;
 pub mod matrix;
 pub mod on_the_way;
 pub mod pretender;

@@ -6,115 +6,23 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use lab::client::Running;
-use lab::libvirt::{DOMAIN, Libvirt, describe, text};
+use lab::libvirt::{DOMAIN, text};
 use lab::relay::Unmoor;
-use lab::vm::Control;
-use lab::{Host, Lab, LabOptions, VmOptions, results};
+use lab::results;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use unmoor_tests::hosts::{Hosts, HostsOptions, error, succeeds};
 use unmoor_tests::{SHORT, nothing_is_lost};
 
-/// RAM of the VM.
-const MEMORY_MIB: u32 = 512;
-
-/// Two hosts with libvirt and unmoord, and a VM on the first whose writer runs.
-struct Hosts {
-    a: Libvirt,
-    b: Libvirt,
-    relays: [Unmoor; 2],
-    /// Last, so that everything ends before its namespaces go.
-    lab: Lab,
-}
-
-impl Hosts {
-    fn new(rate: &str) -> Result<Self> {
-        let lab = Lab::new(&LabOptions::with_rate(rate))?;
-        let a = Libvirt::start(&lab, Host::A)?;
-        let b = Libvirt::start(&lab, Host::B)?;
-        let relays = [
-            Unmoor::daemon(&lab, &a, &[])?,
-            Unmoor::daemon(&lab, &b, &[])?,
-        ];
-        a.create(&describe(&VmOptions::default(), MEMORY_MIB)?)?;
-        let hosts = Hosts { a, b, relays, lab };
-        let mut guest = hosts.a.control()?;
-        guest.run(
-            "lab-guest writer 96 8 full >/run/writer.log 2>&1 & \
-             until grep -q ready /run/writer.log; do usleep 20000; done",
-        )?;
-        Ok(hosts)
-    }
-
-    /// Moves the VM from A to B.
-    fn migrate(&self, slot: u8) -> Result<()> {
-        let child = self.a.migrate(&self.lab, &self.b, slot)?;
-        succeeds(child)
-    }
-
-    /// The VM runs here, and its memory is as it should be.
-    fn runs_at(&self, host: &Libvirt) -> Result<()> {
-        for one in [&self.a, &self.b] {
-            let expected = (one.host() == host.host()).then_some("running");
-            let state = one.state()?;
-            ensure!(state.as_deref() == expected, "{}: {state:?}", one.host());
-        }
-        verify(&mut host.control()?)
-    }
-
-    /// Begins to move the VM from A to B, and waits until memory is on its way.
-    fn begin(&self) -> Result<Child> {
-        let moving = self.a.migrate(&self.lab, &self.b, 0)?;
-        let deadline = Instant::now() + SHORT;
-        loop {
-            let status = self.status(Host::A)?;
-            let sent = status["running"][0]["wire_bytes"].as_u64();
-            if sent > Some(4_000_000) {
-                return Ok(moving);
-            }
-            ensure!(Instant::now() < deadline, "no memory is sent: {status}");
-        }
-    }
-
-    fn status(&self, host: Host) -> Result<Value> {
-        let mut command = lab::relay::command(&self.lab, host);
-        let output = command.args(["status", "--json"]).output()?;
-        Ok(serde_json::from_slice(&output.stdout)?)
-    }
-
-    /// Nobody's memory is in the hands of the relays any more.
-    fn relays_are_idle(&self) -> Result<()> {
-        for host in [Host::A, Host::B] {
-            let status = self.status(host)?;
-            ensure!(status["running"] == json!([]), "{host}: {status}");
-        }
-        Ok(())
-    }
-}
-
-/// The guest's writer goes on, and all that it has written is there.
-fn verify(guest: &mut Control) -> Result<()> {
-    let answer = guest.run("lab-guest writer-ctl verify")?;
-    ensure!(answer.starts_with("VERIFIED"), "the writer says {answer}");
-    Ok(())
-}
-
-fn succeeds(child: Child) -> Result<()> {
-    let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "virsh migrate: {}", text(&output));
-    Ok(())
+/// Moves the VM from A to B.
+fn migrate(hosts: &Hosts, slot: u8) -> Result<()> {
+    succeeds(hosts.a.migrate(&hosts.lab, &hosts.b, slot)?)
 }
 
 fn fails(child: Child) -> Result<String> {
     let output = child.wait_with_output()?;
     ensure!(!output.status.success(), "it moved: {}", text(&output));
     Ok(text(&output))
-}
-
-/// What a relay says of a migration that has come to nothing.
-fn error(relay: &Unmoor) -> Result<String> {
-    let failed = relay.await_event("failed", SHORT)?;
-    let error = failed["error"].as_str().context("no error")?;
-    Ok(error.to_owned())
 }
 
 /// The relays say that the VM was loaded, and agree on what.
@@ -133,7 +41,7 @@ fn virsh_moves_a_vm_there_and_back() -> Result<()> {
     let description = hosts.a.description()?;
     let client = Running::redis(&hosts.lab, 100)?;
 
-    hosts.migrate(0)?;
+    migrate(&hosts, 0)?;
     let there = carried(at_a, at_b)?;
     hosts.runs_at(&hosts.b)?;
     ensure!(hosts.b.description()? == description, "it has changed");
@@ -150,7 +58,7 @@ fn virsh_moves_a_vm_there_and_back() -> Result<()> {
     let redis = client.finish()?;
     nothing_is_lost(&redis)?;
     // The guest has 512 MiB, most of it never touched.
-    let memory = u64::from(MEMORY_MIB) << 20;
+    let memory = u64::from(HostsOptions::default().memory_mib) << 20;
     for way in [&there, &back] {
         let sent = way["wire_bytes"].as_u64().context("no count")?;
         ensure!(sent < memory / 2, "{sent} bytes");
@@ -209,7 +117,7 @@ fn a_migration_that_is_cancelled_ends_everywhere() -> Result<()> {
     // It hears of that, or sees first that libvirt has ended its QEMU.
     hosts.relays[1].await_event("failed", SHORT)?;
     // And then it moves after all.
-    hosts.migrate(1)?;
+    migrate(&hosts, 1)?;
     hosts.runs_at(&hosts.b)
 }
 
@@ -266,7 +174,7 @@ fn a_libvirtd_that_dies_and_comes_back_knows_where_the_vm_runs() -> Result<()> {
 fn a_vm_that_is_paused_arrives_paused() -> Result<()> {
     let hosts = Hosts::new("1gbit")?;
     hosts.a.virsh(&["suspend", DOMAIN])?;
-    hosts.migrate(0)?;
+    migrate(&hosts, 0)?;
     ensure!(hosts.b.state()?.as_deref() == Some("paused"));
     hosts.b.virsh(&["resume", DOMAIN])?;
     hosts.runs_at(&hosts.b)

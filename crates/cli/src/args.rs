@@ -13,6 +13,9 @@ use pack::Method;
 use crate::bandwidth::{Bandwidth, rate};
 use crate::exit::Exit;
 
+/// Folder of the sockets that libvirt and QEMU use, unless another is named.
+pub(crate) const SOCKETS: &str = "/run/unmoor/migrate";
+
 /// Most bytes of rules in a file.
 const POLICY_MAX: usize = 32 << 10;
 
@@ -35,6 +38,10 @@ pub enum Command {
     Send(Box<SendArgs>),
     /// Waits for a VM and gives it to a QEMU started with `-incoming defer`.
     Receive(ReceiveArgs),
+    /// Moves a VM that libvirt manages to a host where `unmoord` runs.
+    Migrate(Box<MigrateArgs>),
+    /// Gives a VM that libvirt manages what `unmoor migrate` needs, and says what else would help.
+    Prepare(PrepareArgs),
     /// Says whether a VM can be moved, and what to change if not.
     Check(CheckArgs),
     /// Says which processes of a VM depend on the outside world, and why.
@@ -79,6 +86,33 @@ pub struct SendArgs {
     #[arg(long, value_name = "HOST:PORT", value_hint = ValueHint::Hostname)]
     pub to: String,
 
+    /// QEMU's socket of the VM's virtio-serial port org.unmoor.0: processes on which nobody
+    /// outside depends are paused for a moment, and their memory travels once.
+    #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
+    pub agent: Option<PathBuf>,
+
+    /// Connections to use, 1 to 16: more than one where the network gives each its own share, such
+    /// as bonded links, or loses packets on a long way.
+    #[arg(long, value_name = "COUNT", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub connections: u8,
+
+    /// Runs a shell command when the destination is ready and the VM is stopped, just before the
+    /// commit; if it fails, the VM resumes here. Its run time is downtime.
+    #[arg(long, value_name = "COMMAND")]
+    pub before_commit: Option<String>,
+
+    /// QEMU's process, where it is not the one that made the QMP socket.
+    #[arg(long, value_name = "PID")]
+    pub qemu_pid: Option<u32>,
+
+    #[command(flatten)]
+    /// How it moves.
+    pub how: HowArgs,
+}
+
+/// How a VM moves from here, whoever manages it.
+#[derive(Debug, Args)]
+pub struct HowArgs {
     /// Longest acceptable stop of the VM at the switchover.
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = downtime)]
     pub downtime_limit: Duration,
@@ -92,11 +126,6 @@ pub struct SendArgs {
     /// Address of this host to connect from, and with it the network to use.
     #[arg(long, value_name = "ADDRESS")]
     pub bind: Option<IpAddr>,
-
-    /// Connections to use, 1 to 16: more than one where the network gives each its own share, such
-    /// as bonded links, or loses packets on a long way.
-    #[arg(long, value_name = "COUNT", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=16))]
-    pub connections: u8,
 
     /// How memory is compressed on its way: auto (as it pays, measured), none, lz4, zstd or
     /// zstd:LEVEL, with levels from 1 to 19.
@@ -116,11 +145,6 @@ pub struct SendArgs {
     /// Gives up, leaving the VM where it is, when it has not moved after this time.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub timeout: Option<Duration>,
-
-    /// QEMU's socket of the VM's virtio-serial port org.unmoor.0: processes on which nobody
-    /// outside depends are paused for a moment, and their memory travels once.
-    #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
-    pub agent: Option<PathBuf>,
 
     /// How memory travels.
     #[arg(long, value_enum, default_value = "auto")]
@@ -154,10 +178,6 @@ pub struct SendArgs {
     #[arg(long)]
     pub copy_held: bool,
 
-    /// QEMU's process, where it is not the one that made the QMP socket.
-    #[arg(long, value_name = "PID")]
-    pub qemu_pid: Option<u32>,
-
     /// Writes the page frames that did not travel because the guest declared them free: memory in
     /// which the two hosts may differ.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -176,11 +196,6 @@ pub struct SendArgs {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics: Option<SocketAddr>,
 
-    /// Runs a shell command when the destination is ready and the VM is stopped, just before the
-    /// commit; if it fails, the VM resumes here. Its run time is downtime.
-    #[arg(long, value_name = "COMMAND")]
-    pub before_commit: Option<String>,
-
     /// Name that the destination's certificate is for, where it is not the one in --to.
     #[arg(long, value_name = "NAME", value_hint = ValueHint::Hostname)]
     pub tls_hostname: Option<String>,
@@ -192,6 +207,68 @@ pub struct SendArgs {
     #[command(flatten)]
     /// The output.
     pub output: OutputArgs,
+}
+
+/// Arguments of `unmoor migrate`.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::HELP)]
+pub struct MigrateArgs {
+    /// The VM's name, or its UUID.
+    pub domain: String,
+
+    #[command(flatten)]
+    /// libvirt here.
+    pub libvirt: LibvirtArgs,
+
+    /// Where to: the other host's name or address, to whose libvirt this host's goes by SSH, or the URI
+    /// of its libvirt as this host's reaches it.
+    #[arg(long, value_name = "HOST|URI", value_hint = ValueHint::Hostname)]
+    pub to: String,
+
+    /// Where unmoord listens there; port 49140 of the host in --to unless given.
+    #[arg(long, value_name = "HOST:PORT", value_hint = ValueHint::Hostname)]
+    pub relay: Option<String>,
+
+    /// Folder of the sockets that libvirt and QEMU use: unmoord's --sockets, the same on all hosts.
+    #[arg(long, value_name = "DIR", default_value = SOCKETS, value_hint = ValueHint::DirPath)]
+    pub sockets: PathBuf,
+
+    #[command(flatten)]
+    /// How it moves.
+    pub how: HowArgs,
+}
+
+/// Arguments of `unmoor prepare`.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::HELP)]
+pub struct PrepareArgs {
+    /// The VM's name, or its UUID.
+    pub domain: String,
+
+    #[command(flatten)]
+    /// libvirt here.
+    pub libvirt: LibvirtArgs,
+
+    /// Changes nothing: prints the XML that would be added.
+    #[arg(long)]
+    pub print: bool,
+
+    /// Prints one JSON object.
+    #[arg(long, conflicts_with = "print")]
+    pub json: bool,
+}
+
+/// Which libvirt has the VM.
+#[derive(Debug, Args)]
+pub struct LibvirtArgs {
+    /// URI of this host's libvirt.
+    #[arg(
+        long,
+        value_name = "URI",
+        default_value = "qemu:///system",
+        env = "LIBVIRT_DEFAULT_URI"
+    )]
+    pub connect: String,
 }
 
 /// Arguments of `unmoor receive`.

@@ -18,6 +18,8 @@ pub mod exit;
 mod guardian;
 mod guest_ram;
 mod history;
+#[cfg(feature = "libvirt")]
+mod managed;
 mod net;
 mod pace;
 mod plan;
@@ -48,6 +50,17 @@ pub fn run(cli: Cli) -> Exit {
     match cli.command {
         Command::Send(args) => send::run(&args),
         Command::Receive(args) => receive::run(&args),
+        #[cfg(feature = "libvirt")]
+        Command::Migrate(args) => managed::migrate(*args),
+        #[cfg(feature = "libvirt")]
+        Command::Prepare(args) => managed::prepare(&args),
+        #[cfg(not(feature = "libvirt"))]
+        Command::Migrate(_) | Command::Prepare(_) => {
+            eprintln!(
+                "unmoor: this unmoor was built without libvirt: build it with `--features libvirt`"
+            );
+            Exit::Refused
+        }
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => agent::explain::run(&args),
         Command::Plan(args) => plan::run(&args),

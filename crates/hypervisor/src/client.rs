@@ -49,6 +49,8 @@ pub enum Incoming {
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
+    /// Who made the socket.
+    process: Option<u32>,
     codec: Codec,
     queued: VecDeque<Incoming>,
     next_id: u64,
@@ -60,9 +62,26 @@ impl Client {
     pub fn connect(path: &Path, limit: Duration) -> Result<Self, Error> {
         let deadline = Instant::now() + limit;
         let stream = open(path, deadline)?;
+        let process = rustix::net::sockopt::socket_peercred(&stream).ok();
+        let process = process.and_then(|peer| u32::try_from(peer.pid.as_raw_nonzero().get()).ok());
+        Self::greet(stream, process, deadline).map_err(|error| match error {
+            Error::Io(error) if error.kind() == ErrorKind::TimedOut => Error::Busy {
+                path: path.to_owned(),
+            },
+            error => error,
+        })
+    }
+
+    /// Speaks over a socket at whose other end somebody passes on what QEMU says.
+    pub fn over(stream: UnixStream, limit: Duration) -> Result<Self, Error> {
+        Self::greet(stream, None, Instant::now() + limit)
+    }
+
+    fn greet(stream: UnixStream, process: Option<u32>, deadline: Instant) -> Result<Self, Error> {
         stream.set_nonblocking(true)?;
         let mut client = Client {
             stream,
+            process,
             codec: Codec::new(),
             queued: VecDeque::new(),
             next_id: 1,
@@ -75,9 +94,7 @@ impl Client {
                 None => {}
             }
             if !client.wait_readable(deadline)? {
-                return Err(Error::Busy {
-                    path: path.to_owned(),
-                });
+                return Err(io::Error::from(ErrorKind::TimedOut).into());
             }
             client.read()?;
         };
@@ -92,8 +109,7 @@ impl Client {
 
     /// Who made the socket, if this host can see that process.
     pub fn process_id(&self) -> Option<u32> {
-        let peer = rustix::net::sockopt::socket_peercred(&self.stream).ok()?;
-        u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
+        self.process
     }
 
     /// Readable when there is something to [`process`](Client::process).

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -166,6 +167,13 @@ impl Vm {
     pub fn connect(path: &Path, limit: Duration) -> Result<Self, Error> {
         Ok(Vm {
             client: Client::connect(path, limit)?,
+        })
+    }
+
+    /// Speaks over a socket at whose other end somebody passes on what QEMU says.
+    pub fn over(stream: UnixStream, limit: Duration) -> Result<Self, Error> {
+        Ok(Vm {
+            client: Client::over(stream, limit)?,
         })
     }
 

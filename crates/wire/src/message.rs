@@ -42,10 +42,10 @@ impl Capabilities {
     /// What this release cannot do without.
     pub const REQUIRED: Capabilities = Capabilities(Self::XXH3_128.0 | Self::VERDICT.0);
 
-    /// Without resuming a lost connection and what needs that, without memory that follows and without
-    /// asking for a thaw: what is left where somebody else decides where the VM runs.
+    /// Without resuming a lost connection and what needs that, and without memory that follows: what is
+    /// left where somebody else decides where the VM runs.
     pub const OF_A_MANAGED_VM: Capabilities =
-        Capabilities(Self::REQUIRED.0 | Self::PACKED.0 | Self::RECALLED.0);
+        Capabilities(Self::REQUIRED.0 | Self::PACKED.0 | Self::RECALLED.0 | Self::THAWED.0);
 
     /// Whether all of the other's parts are in this set.
     pub fn has(self, other: Capabilities) -> bool {

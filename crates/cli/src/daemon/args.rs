@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::{Parser, ValueHint};
 
 use super::name::Name;
-use crate::args::{CompressArg, NetArgs};
+use crate::args::{CompressArg, NetArgs, SOCKETS};
 use crate::bandwidth::Bandwidth;
 use crate::exit::Exit;
 
@@ -33,7 +33,7 @@ pub struct DaemonArgs {
 
     /// Folder of the sockets that libvirt and QEMU use, the same on all hosts. QEMU's user has to be
     /// able to make sockets in the folder of this host's own name.
-    #[arg(long, value_name = "DIR", default_value = "/run/unmoor/migrate", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR", default_value = SOCKETS, value_hint = ValueHint::DirPath)]
     pub sockets: PathBuf,
 
     /// Sockets for each peer: VMs that can move to it at once.

@@ -2,17 +2,18 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use migrate::{Destination, DestinationAction, DestinationPhase, KeepAlive, Liveness, Outputs};
 use qemu_stream::return_path::ReturnPathParser;
 use rustix::event::{PollFd, PollFlags};
-use wire::{AbortCode, Capabilities, Frame, Hello, Ledger, Message, Started, put_control};
+use wire::{AbortCode, Capabilities, Frame, Hello, Ledger, Message, Started, Thawed, put_control};
 
 use super::board::{Entry, News};
-use super::hello::Managed;
+use super::hello::{DomainName, Errand, Place, channel_folders};
 use super::{Carried, Carrier, WAITING_MAX, lost};
 use crate::LAST_WORDS_LIMIT;
+use crate::agent::{Thawing, could_not_thaw};
 use crate::buffer::{Filled, Input, Output};
 use crate::control::Role;
 use crate::net::{Channel, Link};
@@ -41,6 +42,11 @@ pub(super) struct Session<'a> {
     session: String,
     /// What QEMU's socket is, once the source has said so.
     socket: PathBuf,
+    /// The VM in which processes are to be thawed.
+    thaw: Option<DomainName>,
+    thawing: Option<Thawing>,
+    /// The source knows that everything is loaded.
+    is_known: bool,
 }
 
 struct Qemu {
@@ -69,6 +75,9 @@ impl<'a> Session<'a> {
             wire_bytes: 0,
             session: String::new(),
             socket: carrier.socket.clone(),
+            thaw: None,
+            thawing: None,
+            is_known: false,
         };
         session.engine.connected(session.to_peer.tail());
         session
@@ -101,13 +110,14 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Goes on until the source knows that everything is loaded.
+    /// Goes on until the source knows that everything is loaded, and what was frozen is thawed.
     fn drive(&mut self) -> Result<(), Failure> {
         // What the source has said may have come with the last of its handshake: then the socket
         // announces nothing.
         self.read_link()?;
         loop {
-            if self.act()? {
+            self.act()?;
+            if self.is_known && self.thawing.is_none() {
                 return Ok(());
             }
             self.engine.flush(self.to_qemu.tail());
@@ -120,8 +130,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Does what the engine asks for; true when the source knows that everything is loaded.
-    fn act(&mut self) -> Result<bool, Failure> {
+    /// Does what the engine asks for.
+    fn act(&mut self) -> Result<(), Failure> {
         while let Some(action) = self.engine.next_action() {
             match action {
                 DestinationAction::Admit(hello) => self.admit(&hello)?,
@@ -134,20 +144,52 @@ impl<'a> Session<'a> {
                         resume_after_us: 0,
                     };
                     self.engine.started(started, self.to_peer.tail());
+                    self.begin_to_thaw();
                 }
-                DestinationAction::Finish => return Ok(true),
+                DestinationAction::Finish => self.is_known = true,
                 DestinationAction::Starting | DestinationAction::Arrived => {
                     return Err(Failure::Failed("memory was to follow".into()));
                 }
             }
         }
-        Ok(false)
+        Ok(())
+    }
+
+    /// The VM hears of it as soon as libvirt lets it run.
+    fn begin_to_thaw(&mut self) {
+        let Some(vm) = &self.thaw else {
+            return;
+        };
+        let Some(agent) = vm.agent(&channel_folders()) else {
+            return self.tell_thawed(
+                Err("no socket of its channel is there".into()),
+                Duration::ZERO,
+            );
+        };
+        match Thawing::begin(agent, self.carrier.args.net.peer_timeout) {
+            Ok(thawing) => self.thawing = Some(thawing),
+            Err(error) => self.tell_thawed(Err(error.to_string()), Duration::ZERO),
+        }
+    }
+
+    fn tell_thawed(&mut self, thawed: Result<usize, String>, took: Duration) {
+        if let Err(error) = &thawed {
+            self.carrier.board.tell(&News::Note {
+                text: could_not_thaw(error),
+            });
+        }
+        let thawed = Thawed {
+            processes: thawed.ok().and_then(|count| u32::try_from(count).ok()),
+            after_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        };
+        self.engine.thawed(thawed, self.to_peer.tail());
     }
 
     fn admit(&mut self, hello: &Hello) -> Result<(), Failure> {
         self.session = session_name(hello.session);
-        let managed = Managed::read(&hello.vm_facts)?;
-        self.socket = self.carrier.socket.join(managed.socket.as_str());
+        let errand = Errand::read(&hello.vm_facts)?;
+        self.socket = self.carrier.socket.join(errand.socket.as_str());
+        self.thaw = errand.thaw;
         let (session, socket) = self.names();
         self.entry.update(|status| {
             status.session = Some(session.clone());
@@ -162,9 +204,12 @@ impl<'a> Session<'a> {
         // No VM has more memory than this host twice.
         let host = rustix::system::sysinfo();
         let limit = u64::from(host.mem_unit).saturating_mul(host.totalram.saturating_mul(2));
+        let place = Place {
+            name: self.carrier.name.clone(),
+        };
         let tail = self.to_peer.tail();
         self.engine
-            .accept(crate::SOFTWARE, "{}".to_owned(), limit, tail);
+            .accept(crate::SOFTWARE, place.write(), limit, tail);
         self.channel.keep_no_copies();
         Ok(())
     }
@@ -262,6 +307,12 @@ impl<'a> Session<'a> {
         }
         let link = fds.len();
         fds.extend(self.channel.poll(reads, !self.to_peer.is_empty()));
+        let thaw = fds.len();
+        fds.extend(
+            self.thawing
+                .as_ref()
+                .map(|thawing| PollFd::from_borrowed_fd(thawing.fd(), PollFlags::IN)),
+        );
         wait(&mut fds, Some(deadline)).map_err(|e| failed(&e))?;
         let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
         drop(fds);
@@ -276,7 +327,17 @@ impl<'a> Session<'a> {
         {
             self.read_qemu()?;
         }
-        if reads && ready[link..].iter().any(|flags| flags.intersects(readable)) {
+        if ready[thaw..].iter().any(|flags| !flags.is_empty())
+            && let Some(thawing) = self.thawing.take()
+        {
+            let (thawed, took) = thawing.outcome();
+            self.tell_thawed(thawed, took);
+        }
+        if reads
+            && ready[link..thaw]
+                .iter()
+                .any(|flags| flags.intersects(readable))
+        {
             self.read_link()?;
         }
         Ok(())

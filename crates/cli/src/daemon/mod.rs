@@ -32,6 +32,7 @@ use wire::AbortCode;
 
 pub use args::{DaemonArgs, Peer};
 use board::{Board, Entry, News};
+pub(crate) use hello::{DomainName, Errand, Place};
 pub use name::Name;
 use slots::{Slots, Visitor};
 

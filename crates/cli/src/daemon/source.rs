@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags};
 use wire::{AbortCode, Frame, Message, put_control};
 
 use super::board::{Entry, News};
-use super::hello::Managed;
+use super::hello::Errand;
 use super::{Carried, Carrier, END_LIMIT, WAITING_MAX, lost};
 use crate::LAST_WORDS_LIMIT;
 use crate::buffer::{Filled, Input, Output};
@@ -112,11 +112,12 @@ impl<'a> Session<'a> {
     }
 
     fn drive(&mut self) -> Result<Carried, Failure> {
-        let managed = Managed {
+        let errand = Errand {
             socket: self.carrier.name.clone(),
+            thaw: None,
         };
         let tail = self.output.tail();
-        self.engine.greet(crate::SOFTWARE, managed.write(), tail);
+        self.engine.greet(crate::SOFTWARE, errand.write(), tail);
         loop {
             if self.act()? {
                 self.let_qemu_complete()?;

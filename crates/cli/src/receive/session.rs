@@ -19,7 +19,7 @@ use super::joined::Joined;
 use super::newcomer::Newcomer;
 use super::outcome::code_of;
 use super::start::Start;
-use super::thaw::Thawing;
+use crate::agent::Thawing;
 use crate::buffer::{Filled, Input, Output};
 use crate::exit::Exit;
 use crate::guardian::Keeper;

@@ -43,7 +43,7 @@ impl Session<'_> {
         let resumable = self.ticket.is_some()
             && self.engine.can_resume()
             && self.engine.phase() < SourcePhase::Committed
-            && !self.args.net.reconnect.is_zero();
+            && !self.args.how.net.reconnect.is_zero();
         if !(resumable || self.must_go_on()) || self.cut.is_some() {
             return Err(Failure::Failed(why.to_owned()));
         }
@@ -62,7 +62,7 @@ impl Session<'_> {
                 "{why}; the VM there needs {left} that are still here: trying to connect again until it has them"
             )
         } else {
-            let limit = humantime::format_duration(self.args.net.reconnect);
+            let limit = humantime::format_duration(self.args.how.net.reconnect);
             format!("{why}; trying to connect again for {limit}")
         };
         self.report.tell(&Event::Note { text });
@@ -79,7 +79,7 @@ impl Session<'_> {
         if now < cut.next {
             return Ok(());
         }
-        let limit = self.args.net.reconnect;
+        let limit = self.args.how.net.reconnect;
         let left = match must_go_on {
             true => TRY_LIMIT,
             false => (cut.since + limit).saturating_duration_since(now),
@@ -212,7 +212,7 @@ impl Session<'_> {
         let Some(cut) = self.cut.take() else {
             return Ok(());
         };
-        self.alive = KeepAlive::new(self.args.net.peer_timeout, Instant::now());
+        self.alive = KeepAlive::new(self.args.how.net.peer_timeout, Instant::now());
         self.report.tell(&Event::Resumed {
             after_ms: cut.since.elapsed().as_secs_f64() * 1000.0,
             bytes_again: again as u64,

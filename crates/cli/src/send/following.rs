@@ -19,7 +19,7 @@ use crate::report::{Event, Following, UNEQUAL, bytes};
 
 /// Whether memory may follow, by what the user wants.
 pub(super) fn is_wanted(args: &SendArgs) -> bool {
-    args.protocol == ProtocolArg::PostCopy || args.on_stall == StallArg::PostCopy
+    args.how.protocol == ProtocolArg::PostCopy || args.how.on_stall == StallArg::PostCopy
 }
 
 impl Session<'_> {
@@ -52,7 +52,9 @@ impl Session<'_> {
 
     fn why_copies_are_all(&self) -> Option<&'static str> {
         match &self.ram {
-            _ if self.args.copy_held => Some("what follows is kept in this process (--copy-held)"),
+            _ if self.args.how.copy_held => {
+                Some("what follows is kept in this process (--copy-held)")
+            }
             None => Some("what follows is kept in this process, for QEMU's memory cannot be read"),
             Some(_) => None,
         }
@@ -117,7 +119,7 @@ impl Session<'_> {
         self.input = Input::default();
         self.decoder = wire::Decoder::new();
         self.output.begin_anew();
-        self.alive = KeepAlive::new(self.args.net.peer_timeout, Instant::now());
+        self.alive = KeepAlive::new(self.args.how.net.peer_timeout, Instant::now());
         self.engine.ask_outcome(self.output.tail());
         self.report.tell(&Event::Note {
             text: format!("connected anew: {}", self.channel.describe()),

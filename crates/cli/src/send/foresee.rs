@@ -27,7 +27,7 @@ impl Session<'_> {
         let (Some(link), Some(free)) = (self.link_rate(), steering.free_at_start) else {
             return;
         };
-        let way = match self.args.protocol {
+        let way = match self.args.how.protocol {
             ProtocolArg::Live => Way::Live,
             ProtocolArg::Auto | ProtocolArg::StopCopy => Way::StopCopy,
             ProtocolArg::PostCopy => Way::PostCopy,
@@ -35,7 +35,7 @@ impl Session<'_> {
         let picture = Picture {
             used: used(self.facts.memory_bytes, free.saturating_mul(FRAME)),
             link,
-            downtime_limit: self.args.downtime_limit,
+            downtime_limit: self.args.how.downtime_limit,
             jobs: steering
                 .jobs
                 .iter()

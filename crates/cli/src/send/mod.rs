@@ -8,6 +8,7 @@ mod hook;
 mod meter;
 mod outcome;
 pub(crate) mod outlet;
+pub(crate) mod owned;
 mod progress;
 mod sample;
 mod session;
@@ -33,6 +34,7 @@ use crate::report::{Detail, Event, Metrics, Recorder, Report, Wanted, records_fo
 use crate::signals::Signals;
 use crate::{QMP_CONNECT_LIMIT, random};
 use audit::Auditor;
+use owned::Owned;
 use session::Session;
 use steer::Steering;
 
@@ -103,26 +105,48 @@ impl From<ConnectError> for Failure {
 
 /// Runs the command.
 pub(crate) fn run(args: &SendArgs) -> Exit {
-    let mut report = reporter(args.output.json, args.output.quiet);
-    let records = records_folder().filter(|_| !args.no_record);
+    begin(args, |_| {
+        let vm = Vm::connect(&args.qmp, QMP_CONNECT_LIMIT).map_err(|error| failed(&error))?;
+        Ok((vm, None))
+    })
+}
+
+/// Moves a VM that somebody else manages.
+#[cfg(feature = "libvirt")]
+pub(crate) fn run_owned(
+    args: &SendArgs,
+    open: impl FnOnce(&mut dyn Report) -> Result<(Vm, Owned), Failure>,
+) -> Exit {
+    begin(args, |report| {
+        let (vm, owned) = open(report)?;
+        Ok((vm, Some(owned)))
+    })
+}
+
+fn begin(
+    args: &SendArgs,
+    open: impl FnOnce(&mut dyn Report) -> Result<(Vm, Option<Owned>), Failure>,
+) -> Exit {
+    let mut report = reporter(args.how.output.json, args.how.output.quiet);
+    let records = records_folder().filter(|_| !args.how.no_record);
     // Before anything else: a report that cannot be written must not come up afterwards.
-    report = match Recorder::begin(args.report.as_deref(), records, wanted(args), report) {
+    report = match Recorder::begin(args.how.report.as_deref(), records, wanted(args), report) {
         Ok(recorder) => Box::new(recorder),
         Err((why, mut report)) => return untouched(report.as_mut(), &Failure::Refused(why)),
     };
-    if let Some(address) = args.metrics {
+    if let Some(address) = args.how.metrics {
         report = match Metrics::begin(address, report) {
             Ok(metrics) => Box::new(metrics),
             Err((why, mut report)) => return untouched(report.as_mut(), &Failure::Refused(why)),
         };
     }
-    match prepare(args, report.as_mut()) {
+    match prepare(args, open, report.as_mut()) {
         Ok(session) => session.run(),
         Err(failure) => untouched(report.as_mut(), &failure),
     }
 }
 
-fn untouched(report: &mut dyn Report, failure: &Failure) -> Exit {
+pub(crate) fn untouched(report: &mut dyn Report, failure: &Failure) -> Exit {
     report.tell(&Event::Failed {
         exit: failure.exit() as u8,
         error: failure.to_string(),
@@ -139,21 +163,29 @@ fn wanted(args: &SendArgs) -> Wanted {
     Wanted {
         to: args.to.clone(),
         agent: args.agent.is_some(),
-        protocol: word(args.protocol.to_possible_value()),
-        on_stall: word(args.on_stall.to_possible_value()),
-        downtime_limit_ms: args.downtime_limit.as_secs_f64() * 1000.0,
-        max_pause_ms: args.max_pause.as_secs_f64() * 1000.0,
-        bandwidth: args.bandwidth.map(|limit| limit.to_string()),
+        protocol: word(args.how.protocol.to_possible_value()),
+        on_stall: word(args.how.on_stall.to_possible_value()),
+        downtime_limit_ms: args.how.downtime_limit.as_secs_f64() * 1000.0,
+        max_pause_ms: args.how.max_pause.as_secs_f64() * 1000.0,
+        bandwidth: args.how.bandwidth.map(|limit| limit.to_string()),
     }
 }
 
 /// Everything that can be found out before the VM is touched.
-fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session<'a>, Failure> {
+fn prepare<'a>(
+    args: &'a SendArgs,
+    open: impl FnOnce(&mut dyn Report) -> Result<(Vm, Option<Owned>), Failure>,
+    report: &'a mut dyn Report,
+) -> Result<Session<'a>, Failure> {
     let mut signals = Signals::install().map_err(|error| failed(&error))?;
-    let protection = Protection::from_args(&args.net);
-    let host = args.tls_hostname.as_deref().unwrap_or(host_of(&args.to));
-    let connector = Connector::new(&protection, host, args.bind)?;
-    let mut vm = Vm::connect(&args.qmp, QMP_CONNECT_LIMIT).map_err(|error| failed(&error))?;
+    let protection = Protection::from_args(&args.how.net);
+    let host = args
+        .how
+        .tls_hostname
+        .as_deref()
+        .unwrap_or(host_of(&args.to));
+    let connector = Connector::new(&protection, host, args.how.bind)?;
+    let (mut vm, owned) = open(report)?;
     let findings = check_source(&mut vm).map_err(|error| failed(&error))?;
     tell_findings(&findings, report)?;
     let facts = vm.facts().map_err(|error| failed(&error))?;
@@ -163,7 +195,7 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
         None => Vec::new(),
     };
     let guest_ram = open_ram(args, &mut vm, report)?;
-    let whole = following::is_wanted(args) && guest_ram.is_some() && !args.copy_held;
+    let whole = following::is_wanted(args) && guest_ram.is_some() && !args.how.copy_held;
     let ends = ram.iter().map(|piece| piece.address + piece.length);
     let frames = ends.max().unwrap_or(0) / FRAME;
     let steering = Steering::new(args, frames, report)?;
@@ -177,7 +209,7 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
     });
     let mut engine = Source::new(session, seed);
     engine.keep_back(KeepBack {
-        limit: args.hold_limit.unwrap_or(match whole {
+        limit: args.how.hold_limit.unwrap_or(match whole {
             // What follows costs this host nothing until it goes, and no downtime then.
             true => u64::MAX,
             false => facts.memory_bytes / 2,
@@ -188,8 +220,12 @@ fn prepare<'a>(args: &'a SendArgs, report: &'a mut dyn Report) -> Result<Session
         args, connector, report, signals, vm, facts, link, session, engine, steering,
     );
     session.ram = guest_ram;
-    session.audit_with(args.audit.map(Auditor::new));
-    if let Some(limit) = args.bandwidth {
+    if owned.is_some() {
+        session.engine.serve_return_path();
+    }
+    session.owned = owned;
+    session.audit_with(args.how.audit.map(Auditor::new));
+    if let Some(limit) = args.how.bandwidth {
         session.limit_to(Some(limit)).map_err(Failure::Refused)?;
     }
     Ok(session)
@@ -202,13 +238,13 @@ fn open_ram(
     report: &mut dyn Report,
 ) -> Result<Option<GuestRam>, Failure> {
     let may_hold = args.agent.is_some() || following::is_wanted(args);
-    let holds = may_hold && !args.copy_held;
-    if args.audit.is_none() && !holds {
+    let holds = may_hold && !args.how.copy_held;
+    if args.how.audit.is_none() && !holds {
         return Ok(None);
     }
     match GuestRam::open(vm, args.qemu_pid) {
         Ok(ram) => Ok(Some(ram)),
-        Err(why) if args.audit.is_some() => Err(Failure::Refused(format!("--audit: {why}"))),
+        Err(why) if args.how.audit.is_some() => Err(Failure::Refused(format!("--audit: {why}"))),
         Err(why) => {
             report.tell(&Event::Note {
                 text: format!("what is held back is copied: {why}"),

@@ -81,7 +81,13 @@ impl Session<'_> {
 
     /// Source STOP to commit on this host's clock, commit to RESUME on the destination's, and
     /// half a round trip between the two: no two clocks are compared.
+    ///
+    /// Of an owner it is known when it has ended its migration, a little after the VM has started.
     fn downtime(&self, started: Started) -> Option<Duration> {
+        if let Some(owned) = &self.owned {
+            let stood = owned.ended()?.checked_sub(self.times.stopped?)?;
+            return started.running.then_some(stood);
+        }
         let before_commit = self.times.committed?.checked_sub(self.times.stopped?)?;
         let on_the_way = self.channel.round_trip().unwrap_or_default() / 2;
         started
@@ -126,14 +132,11 @@ impl Session<'_> {
         // Closes QEMU's stream: a migration that still writes fails at once.
         self.qemu = None;
         let mut exit = failure.exit();
-        let vm = match self.put_back() {
+        let vm = match self.back_to_owner_or_us() {
             Ok(vm) => vm,
-            Err(error) => {
-                exit = Exit::NeedsHelp;
-                format!(
-                    "the VM could not be brought back: {error}; the guardian goes on trying, or resume it with `cont` on {}",
-                    self.args.qmp.display()
-                )
+            Err((needs_help, vm)) => {
+                exit = needs_help;
+                vm
             }
         };
         if let (Some(guardian), true) = (self.guardian.take(), exit != Exit::NeedsHelp) {
@@ -147,6 +150,20 @@ impl Session<'_> {
         });
         self.channel.part(LAST_WORDS_LIMIT);
         exit
+    }
+
+    /// Tells how the VM is.
+    fn back_to_owner_or_us(&mut self) -> Result<String, (Exit, String)> {
+        if self.owned.is_some() {
+            return self.leave_to_owner();
+        }
+        self.put_back().map_err(|error| {
+            let vm = format!(
+                "the VM could not be brought back: {error}; the guardian goes on trying, or resume it with `cont` on {}",
+                self.args.qmp.display()
+            );
+            (Exit::NeedsHelp, vm)
+        })
     }
 
     fn put_back(&mut self) -> Result<String, hypervisor::Error> {

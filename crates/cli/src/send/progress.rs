@@ -25,7 +25,7 @@ impl Session<'_> {
                 ram.remaining as f64,
                 self.meters.memory.rate() * page_size,
                 ram.dirty_pages_rate as f64 * page_size,
-                self.args.downtime_limit,
+                self.args.how.downtime_limit,
             )
         });
         #[expect(

@@ -12,6 +12,7 @@ use super::cut::Cut;
 use super::hook::Hook;
 use super::meter::Meter;
 use super::outlet::{Outlet, Sent};
+use super::owned::Owned;
 use super::settle::Settled;
 use super::steer::Steering;
 use super::stream::QemuStream;
@@ -61,6 +62,8 @@ pub(crate) struct Session<'a> {
     pub(super) output: Outlet,
     pub(super) decoder: wire::Decoder,
     pub(super) qemu: Option<QemuStream>,
+    /// Somebody else who manages the VM.
+    pub(super) owned: Option<Owned>,
     pub(super) guardian: Option<Guardian>,
     /// What it watches.
     pub(super) watch: Option<Watch>,
@@ -166,6 +169,7 @@ impl<'a> Session<'a> {
             output: Outlet::default(),
             decoder: wire::Decoder::new(),
             qemu: None,
+            owned: None,
             guardian: None,
             watch: None,
             saved: None,
@@ -181,7 +185,7 @@ impl<'a> Session<'a> {
             given_up_there: false,
             decided: None,
             started: None,
-            alive: KeepAlive::new(args.net.peer_timeout, now),
+            alive: KeepAlive::new(args.how.net.peer_timeout, now),
             pace: None,
             bandwidth: None,
             control,
@@ -212,7 +216,11 @@ impl<'a> Session<'a> {
     pub(crate) fn run(mut self) -> Exit {
         match self.drive() {
             Ok(started) => self.moved(started),
-            Err(failure) if self.engine.phase() < SourcePhase::Committed || self.given_up_there => {
+            Err(failure)
+                if self.engine.phase() < SourcePhase::Committed
+                    || self.given_up_there
+                    || self.owned.is_some() =>
+            {
                 self.stay(&failure)
             }
             Err(_) if let Some(run) = self.decided => self.resolved(run),
@@ -225,14 +233,18 @@ impl<'a> Session<'a> {
     }
 
     fn drive(&mut self) -> Result<Started, Failure> {
-        let facts = serde_json::to_string(&self.facts).map_err(|e| failed(&e))?;
+        let facts = match &self.owned {
+            Some(owned) => owned.errand(self.args.agent.is_some()),
+            None => serde_json::to_string(&self.facts).map_err(|e| failed(&e))?,
+        };
         self.engine
             .greet(crate::SOFTWARE, facts, self.output.tail());
         loop {
             if let Turn::Finished(started) = self.act()? {
-                self.times.finished.get_or_insert_with(Instant::now);
                 // Best effort: the destination waits a little for the answer to be fetched.
                 let _ = self.output.send_all(&mut self.channel, LAST_WORDS_LIMIT);
+                let started = self.let_owner_complete(started)?;
+                self.times.finished.get_or_insert_with(Instant::now);
                 self.await_thaw();
                 return Ok(started);
             }
@@ -297,6 +309,11 @@ impl<'a> Session<'a> {
 
     /// The last step before the point of no return.
     pub(super) fn commit(&mut self) -> Result<(), Failure> {
+        if self.owned.is_some() {
+            // Nothing is decided by it: the owner does, when QEMU completes.
+            self.committed();
+            return Ok(());
+        }
         if let Some(cut) = &mut self.cut {
             // The outcome of a commit that cannot be sent would be in doubt for nothing.
             cut.then_commit = true;
@@ -319,6 +336,11 @@ impl<'a> Session<'a> {
         guardian.commit(follow).map_err(|error| {
             Failure::Failed(format!("the guardian did not record the commit: {error}"))
         })?;
+        self.committed();
+        Ok(())
+    }
+
+    fn committed(&mut self) {
         self.engine.commit_recorded(self.output.tail());
         if self.must_go_on() {
             self.hurry();
@@ -326,11 +348,13 @@ impl<'a> Session<'a> {
         }
         self.times.committed = wall_clock();
         self.report.tell(&Event::Committed);
-        Ok(())
     }
 
     /// Writes what waits, as far as link and bandwidth limit allow.
     fn send(&mut self) -> Result<(), Failure> {
+        if self.owned.is_some() {
+            self.tell_qemu()?;
+        }
         self.output.advance();
         let now = Instant::now();
         let is_limited = self.is_limited();
@@ -380,7 +404,7 @@ impl<'a> Session<'a> {
             Liveness::Lost => {
                 self.cut_off(&format!(
                     "the destination has been silent for {}",
-                    humantime::format_duration(self.args.net.peer_timeout)
+                    humantime::format_duration(self.args.how.net.peer_timeout)
                 ))?;
                 now
             }
@@ -392,7 +416,7 @@ impl<'a> Session<'a> {
             }
             Liveness::Fine(at) => at,
         };
-        if let Some(timeout) = self.args.timeout
+        if let Some(timeout) = self.args.how.timeout
             && !committed
         {
             let ends = self.times.begun + timeout;
@@ -458,6 +482,8 @@ impl<'a> Session<'a> {
         let control_from = fds.len();
         fds.extend(self.control.fds());
         let control_to = fds.len();
+        fds.extend(self.owned.iter().flat_map(Owned::fds));
+        let owned = control_to..fds.len();
         // Whatever is done by then is passed on with the next turn.
         fds.extend(
             self.output
@@ -490,6 +516,9 @@ impl<'a> Session<'a> {
         }
         if (control_from..control_to).any(is_ready) {
             self.hear();
+        }
+        if owned.into_iter().any(is_ready) {
+            self.look_at_owner()?;
         }
         match self.decided {
             Some(_) => Err(Failure::Cancelled("by `unmoor resolve`".into())),

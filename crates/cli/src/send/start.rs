@@ -32,6 +32,9 @@ impl Session<'_> {
         if self.engine.can_pack() {
             self.pack()?;
         }
+        if self.let_owner_begin(accept)? {
+            return Ok(());
+        }
         let theirs: VmFacts = serde_json::from_str(&accept.vm_facts).map_err(|error| {
             Failure::Failed(format!(
                 "the destination describes its VM unreadably: {error}"
@@ -45,10 +48,10 @@ impl Session<'_> {
 
         let wanted = Wanted {
             downtime_limit: self.steering.pilot.first_downtime_limit(),
-            may_throttle: self.args.on_stall == StallArg::AutoConverge,
+            may_throttle: self.args.how.on_stall == StallArg::AutoConverge,
         };
         let plan = Saved::plan_source(&mut self.vm, &wanted).map_err(|e| failed(&e))?;
-        let named = self.args.tls_hostname.as_deref();
+        let named = self.args.how.tls_hostname.as_deref();
         let host = named.unwrap_or(host_of(&self.args.to));
         let mut guardian = Guardian::start().map_err(|error| {
             Failure::Failed(format!("cannot start the guardian process: {error}"))
@@ -57,9 +60,9 @@ impl Session<'_> {
             session: self.session,
             qmp: std::path::absolute(&self.args.qmp).unwrap_or(self.args.qmp.clone()),
             peer: self.channel.peer(),
-            protection: Protection::from_args(&self.args.net),
+            protection: Protection::from_args(&self.args.how.net),
             host: host.to_owned(),
-            from: self.args.bind,
+            from: self.args.how.bind,
             was_running: self.was_running,
             saved: plan.clone(),
         };
@@ -87,16 +90,16 @@ impl Session<'_> {
 
     /// From here on batches of pages are compressed, if that pays.
     fn pack(&mut self) -> Result<(), Failure> {
-        let threads = self.args.compress_threads.map_or_else(
+        let threads = self.args.how.compress_threads.map_or_else(
             || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             usize::from,
         );
-        let bytes = usize::try_from(self.args.history).unwrap_or(usize::MAX);
+        let bytes = usize::try_from(self.args.how.history).unwrap_or(usize::MAX);
         let history = (self.engine.can_recall() && bytes > 0).then(|| History::new(PAGE, bytes));
         self.output
-            .pack(self.args.compress, history, threads.min(THREADS_MAX))
+            .pack(self.args.how.compress, history, threads.min(THREADS_MAX))
             .map_err(|error| Failure::Failed(format!("cannot start threads: {error}")))?;
-        if self.args.compress != CompressArg::None {
+        if self.args.how.compress != CompressArg::None {
             self.steering.link_rate.follow_closely();
         }
         Ok(())

@@ -51,27 +51,27 @@ impl Steering {
         report: &mut dyn Report,
     ) -> Result<Self, Failure> {
         let settings = PilotSettings {
-            protocol: match args.protocol {
+            protocol: match args.how.protocol {
                 ProtocolArg::Live => Protocol::Live,
                 ProtocolArg::Auto | ProtocolArg::StopCopy => Protocol::StopCopy,
                 ProtocolArg::PostCopy => Protocol::PostCopy,
             },
-            downtime_limit: args.downtime_limit,
-            max_pause: args.max_pause,
-            on_stall: match args.on_stall {
+            downtime_limit: args.how.downtime_limit,
+            max_pause: args.how.max_pause,
+            on_stall: match args.how.on_stall {
                 StallArg::Wait => OnStall::Wait,
                 StallArg::AutoConverge => OnStall::AutoConverge,
                 StallArg::Switchover => OnStall::Switchover,
                 StallArg::PostCopy => OnStall::PostCopy,
                 StallArg::Abort => OnStall::Abort,
             },
-            rules: args.policy.rules(),
+            rules: args.how.policy.rules(),
             small_bytes: SMALL_BYTES,
             frames,
         };
         let line = match &args.agent {
-            Some(path) => connect(path, args.protocol, report)?,
-            None if args.protocol == ProtocolArg::StopCopy => {
+            Some(path) => connect(path, args.how.protocol, report)?,
+            None if args.how.protocol == ProtocolArg::StopCopy => {
                 return Err(Failure::Refused(
                     "--protocol stop-copy needs the agent in the guest: name its channel with --agent, or leave it to --protocol auto".into(),
                 ));
@@ -327,7 +327,7 @@ impl Session<'_> {
                 return;
             }
             PilotNews::Free(frames) => {
-                if let Some(path) = &self.args.left_behind
+                if let Some(path) = &self.args.how.left_behind
                     && let Err(error) = write_frames(path, &frames)
                 {
                     let path = path.display();

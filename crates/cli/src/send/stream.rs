@@ -7,7 +7,7 @@ use qemu_stream::{Event, Parser, RamBlock};
 
 use super::session::Session;
 use super::{Failure, WAITING_IN_A_HURRY, failed};
-use crate::buffer::{Filled, Input};
+use crate::buffer::{Filled, Input, Output};
 use crate::guest_ram::Verdict;
 use crate::report;
 
@@ -19,6 +19,8 @@ const WAITING_MAX: usize = 512 << 10;
 pub(super) struct QemuStream {
     socket: UnixStream,
     input: Input,
+    /// For its return path, if it has one.
+    output: Output,
     parser: Parser,
     /// QEMU has closed it after its end.
     closed: bool,
@@ -29,6 +31,7 @@ impl QemuStream {
         QemuStream {
             socket,
             input: Input::default(),
+            output: Output::default(),
             parser: Parser::new(),
             closed: false,
         }
@@ -41,6 +44,13 @@ impl QemuStream {
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Writes what `put` adds, on its return path: few words, for which there is always room.
+    pub(super) fn say(&mut self, put: impl FnOnce(&mut Vec<u8>)) -> std::io::Result<()> {
+        put(self.output.tail());
+        self.output.drain(&mut self.socket, usize::MAX)?;
+        Ok(())
     }
 }
 
@@ -110,7 +120,7 @@ impl Session<'_> {
             if let Some(ram) = self.ram.as_mut().filter(|ram| ram.is_unknown()) {
                 match ram.watch(&event, qemu.parser.blocks()) {
                     Verdict::Unknown => {}
-                    Verdict::Same if self.args.copy_held => {}
+                    Verdict::Same if self.args.how.copy_held => {}
                     Verdict::Same if !ram.is_complete() => self.copies_are_made = true,
                     Verdict::Same => self.engine.leave_in_guest(),
                     Verdict::Other(why) if self.auditor.is_some() => {
@@ -129,7 +139,7 @@ impl Session<'_> {
         }
         if std::mem::take(&mut self.copies_are_made) {
             let half = self.facts.memory_bytes / 2;
-            let limit = self.args.hold_limit.unwrap_or(half);
+            let limit = self.args.how.hold_limit.unwrap_or(half);
             self.engine.limit_what_is_held(limit);
         }
         if self.engine.phase() != before {

@@ -1,0 +1,60 @@
+//! libvirt as the owner of a VM.
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use libvirt_vm::{Domain, Migration, Monitor, Move};
+
+use crate::send::owned::Owner;
+
+/// A VM's libvirt.
+#[derive(Debug)]
+pub(super) struct Libvirt {
+    domain: Domain,
+    /// Passes on what QEMU says, for as long as it is there.
+    _monitor: Monitor,
+    /// libvirt at the destination.
+    to: String,
+    migration: Option<Migration>,
+}
+
+impl Libvirt {
+    pub(super) fn new(domain: Domain, monitor: Monitor, to: String) -> Self {
+        Libvirt {
+            domain,
+            _monitor: monitor,
+            to,
+            migration: None,
+        }
+    }
+}
+
+impl Owner for Libvirt {
+    fn begin(&mut self, path: &Path) -> Result<(), String> {
+        let how = Move {
+            to: self.to.clone(),
+            through: format!("unix://{}", path.display()),
+        };
+        let migration = self.domain.migrate(how).map_err(|e| e.to_string())?;
+        self.migration = Some(migration);
+        Ok(())
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.migration.as_ref().map(Migration::fd)
+    }
+
+    fn cancel(&mut self) {
+        if let Some(migration) = &self.migration {
+            // Where there is nothing to cancel any more, it is ending.
+            let _ = migration.cancel();
+        }
+    }
+
+    fn outcome(&mut self) -> Result<(), String> {
+        match &mut self.migration {
+            Some(migration) => migration.outcome().map_err(|error| error.to_string()),
+            None => Err("libvirt was not asked to move the VM".into()),
+        }
+    }
+}

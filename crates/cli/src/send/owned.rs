@@ -1,0 +1,279 @@
+//! A VM that somebody else manages: libvirt, which begins the migration, and decides where the VM runs.
+//!
+//! QEMU gets its stream's other end from the owner, and has a return path: it completes when the
+//! destination's QEMU has loaded everything, which the engine passes on only once all memory is proven
+//! equal. So there is no guardian: whatever happens to this process before that, QEMU's stream ends
+//! before its end, and the owner lets the VM go on here.
+#![cfg_attr(
+    not(feature = "libvirt"),
+    expect(dead_code, reason = "nobody owns a VM in a build without libvirt")
+)]
+
+use std::fmt::Debug;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use hypervisor::RunState;
+use rustix::event::{PollFd, PollFlags};
+use wire::{Accept, Started};
+
+use super::session::{Session, wall_clock};
+use super::stream::QemuStream;
+use super::{Failure, failed};
+use crate::daemon::{DomainName, Errand, Name, Place};
+use crate::exit::Exit;
+use crate::poll::wait;
+
+/// Longest wait for the owner to end a migration that has succeeded, or has been given up.
+const END_LIMIT: Duration = Duration::from_secs(60);
+
+/// Whoever manages the VM.
+pub(crate) trait Owner: Debug {
+    /// Begins the migration: has the source's QEMU write to the socket at `path`, and the destination's
+    /// read from the one at the same path there.
+    fn begin(&mut self, path: &Path) -> Result<(), String>;
+
+    /// Readable once the migration that has begun has ended.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Asks for it to end; it ends later.
+    fn cancel(&mut self);
+
+    /// How it has ended; waits until it has.
+    fn outcome(&mut self) -> Result<(), String>;
+}
+
+/// A VM of somebody else's.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    owner: Box<dyn Owner>,
+    domain: DomainName,
+    /// Folder of the sockets, the same on both hosts.
+    sockets: PathBuf,
+    socket: Name,
+    /// Where QEMU's stream is to come out.
+    door: Option<OwnDoor>,
+    /// How the owner's migration has ended.
+    end: Option<Result<(), String>>,
+    /// When it had, on the wall clock.
+    ended: Option<Duration>,
+}
+
+impl Owned {
+    pub(crate) fn new(
+        owner: Box<dyn Owner>,
+        domain: DomainName,
+        sockets: PathBuf,
+        socket: Name,
+    ) -> Self {
+        Owned {
+            owner,
+            domain,
+            sockets,
+            socket,
+            door: None,
+            end: None,
+            ended: None,
+        }
+    }
+
+    /// What the destination is told instead of the VM's facts, which the owner compares.
+    pub(super) fn errand(&self, thaws: bool) -> String {
+        let errand = Errand {
+            socket: self.socket.clone(),
+            thaw: thaws.then(|| self.domain.clone()),
+        };
+        errand.write()
+    }
+
+    /// When the owner had ended its migration, on the wall clock.
+    pub(super) fn ended(&self) -> Option<Duration> {
+        self.ended
+    }
+
+    /// What to wait for: that QEMU's stream comes out, and that the migration has ended.
+    pub(super) fn fds(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let door = self.door.as_ref().map(|door| door.listener.as_fd());
+        let end = self.owner.fd().filter(|_| self.end.is_none());
+        let fds = door.into_iter().chain(end);
+        fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+    }
+
+    /// Takes the owner's word, if it is there by then.
+    fn await_end(&mut self, deadline: Instant) -> io::Result<Option<&Result<(), String>>> {
+        if self.end.is_none()
+            && let Some(fd) = self.owner.fd()
+            && wait(
+                &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)],
+                Some(deadline),
+            )? > 0
+        {
+            self.end = Some(self.owner.outcome());
+            self.ended = wall_clock();
+        }
+        Ok(self.end.as_ref())
+    }
+}
+
+/// A socket that is gone with it.
+#[derive(Debug)]
+struct OwnDoor {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl OwnDoor {
+    fn open(folder: &Path, name: &Name) -> io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        let path = folder.join(name.as_str());
+        let listener = UnixListener::bind(&path)?;
+        let door = OwnDoor { listener, path };
+        door.listener.set_nonblocking(true)?;
+        Ok(door)
+    }
+
+    /// Who has come, if somebody has.
+    fn look(&self) -> io::Result<Option<UnixStream>> {
+        match self.listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(true)?;
+                Ok(Some(stream))
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for OwnDoor {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Session<'_> {
+    /// The destination takes part: the owner begins the migration, if somebody owns the VM; tells
+    /// whether somebody does.
+    pub(super) fn let_owner_begin(&mut self, accept: &Accept) -> Result<bool, Failure> {
+        let Some(owned) = &mut self.owned else {
+            return Ok(false);
+        };
+        let place = Place::read(&accept.vm_facts)?;
+        let folder = owned.sockets.join(place.name.as_str());
+        let door = OwnDoor::open(&folder, &owned.socket).map_err(|error| {
+            Failure::Refused(format!(
+                "cannot make a socket in {}: {error}; --sockets has to be the folder that unmoord uses",
+                folder.display()
+            ))
+        })?;
+        self.was_running = self.vm.status().map_err(|e| failed(&e))? == RunState::Running;
+        let begun = owned.owner.begin(&door.path);
+        begun.map_err(Failure::Failed)?;
+        owned.door = Some(door);
+        Ok(true)
+    }
+
+    /// Sees to what has become of the owner's migration.
+    pub(super) fn look_at_owner(&mut self) -> Result<(), Failure> {
+        let Some(owned) = &mut self.owned else {
+            return Ok(());
+        };
+        if let Some(door) = &owned.door
+            && let Some(stream) = door.look().map_err(|e| failed(&e))?
+        {
+            // There is one stream.
+            owned.door = None;
+            self.qemu = Some(QemuStream::new(stream));
+            self.times.migrate = Some(Instant::now());
+            // The owner has set its own before.
+            let limit = self.steering.pilot.first_downtime_limit();
+            self.vm
+                .submit_downtime_limit(limit, None)
+                .map_err(|e| failed(&e))?;
+            self.tell_phase();
+            return Ok(());
+        }
+        let end = owned.await_end(Instant::now()).map_err(|e| failed(&e))?;
+        match end {
+            None => Ok(()),
+            Some(Err(why)) => Err(Failure::Failed(why.clone())),
+            // QEMU completes only when it is told that all is loaded.
+            Some(Ok(())) => Err(Failure::Failed(
+                "the VM is said to have moved, and nothing has been proven".into(),
+            )),
+        }
+    }
+
+    /// Tells QEMU what it waits for on its return path.
+    pub(super) fn tell_qemu(&mut self) -> Result<(), Failure> {
+        let Some(qemu) = &mut self.qemu else {
+            return Ok(());
+        };
+        if let Err(error) = qemu.say(|out| self.engine.take_for_qemu(out)) {
+            return Err(self.qemu_failed(&format!("writing to QEMU failed: {error}")));
+        }
+        Ok(())
+    }
+
+    /// Everything is loaded and proven equal: QEMU hears of it and completes, and the owner starts the
+    /// VM at the destination.
+    pub(super) fn let_owner_complete(&mut self, started: Started) -> Result<Started, Failure> {
+        if self.owned.is_none() {
+            return Ok(started);
+        }
+        self.tell_qemu()?;
+        let was_running = self.was_running;
+        let deadline = Instant::now() + END_LIMIT;
+        let Some(owned) = &mut self.owned else {
+            return Ok(started);
+        };
+        match owned.await_end(deadline).map_err(|e| failed(&e))? {
+            Some(Ok(())) => Ok(Started {
+                running: was_running,
+                ..started
+            }),
+            Some(Err(why)) => Err(Failure::Failed(why.clone())),
+            None => Err(Failure::Failed(format!(
+                "everything is at the destination, and libvirt has not started the VM there within {}",
+                humantime::format_duration(END_LIMIT)
+            ))),
+        }
+    }
+
+    /// The VM stays here, as its owner sees to; tells how it is.
+    pub(super) fn leave_to_owner(&mut self) -> Result<String, (Exit, String)> {
+        let Some(owned) = &mut self.owned else {
+            return Ok(String::new());
+        };
+        owned.door = None;
+        if owned.owner.fd().is_none() {
+            self.release_guest();
+            return Ok("the VM was not touched".into());
+        }
+        if owned.end.is_none() {
+            owned.owner.cancel();
+        }
+        let end = owned.await_end(Instant::now() + END_LIMIT);
+        let end = end.ok().flatten().cloned();
+        self.release_guest();
+        match end {
+            Some(Err(_)) => Ok(match self.vm.status() {
+                Ok(RunState::Running) => "the VM runs here, as libvirt has seen to".into(),
+                Ok(state) => format!("the VM is here, and its state is `{state}`"),
+                Err(error) => format!("the VM is here, as libvirt says; QEMU cannot be asked ({error})"),
+            }),
+            Some(Ok(())) => Err((
+                Exit::NeedsHelp,
+                "libvirt has moved the VM all the same: it is at the destination".into(),
+            )),
+            None => Err((
+                Exit::NeedsHelp,
+                "libvirt does not say what has become of the VM: look at `virsh list --all` on both hosts".into(),
+            )),
+        }
+    }
+}
