@@ -54,6 +54,11 @@ pub struct Libvirt {
 impl Libvirt {
     /// Starts libvirtd at `host`.
     pub fn start(lab: &Lab, host: Host) -> Result<Self> {
+        Self::start_known_as(lab, host, host)
+    }
+
+    /// Starts libvirtd at `host`, which it takes for the machine that `known_as` is.
+    pub fn start_known_as(lab: &Lab, host: Host, known_as: Host) -> Result<Self> {
         let folder = lab.run_dir().join(format!("libvirt-{host}"));
         for (_, name) in FOLDERS {
             fs::create_dir_all(folder.join(name))?;
@@ -61,7 +66,10 @@ impl Libvirt {
         fs::create_dir_all(folder.join("migrate"))?;
         fs::create_dir_all(folder.join("sock"))?;
         fs::create_dir_all(migrate_folder(lab))?;
-        fs::write(folder.join("libvirtd.conf"), daemon_settings(&folder, host))?;
+        fs::write(
+            folder.join("libvirtd.conf"),
+            daemon_settings(&folder, known_as),
+        )?;
         fs::write(folder.join("etc/qemu.conf"), QEMU_SETTINGS)?;
         let holder = hold(lab, host, &folder)?;
         let enter = ["-t", &holder.id().to_string(), "-m", "-u", "-n", "--"];
@@ -88,8 +96,7 @@ impl Libvirt {
 
     /// How others reach this daemon.
     pub fn uri(&self) -> String {
-        let socket = self.folder.join("sock/libvirt-sock");
-        format!("qemu+unix:///system?socket={}", socket.display())
+        format!("qemu+unix:///system?socket={}", self.socket().display())
     }
 
     /// Runs virsh; whether it succeeds is the caller's to see.
@@ -186,6 +193,21 @@ impl Libvirt {
         Ok(text.trim().parse()?)
     }
 
+    /// A QEMU that is started from now on, and libvirtd, have at most so many bytes of memory of their own.
+    pub fn limit_memory(&self, bytes: u64) -> Result<()> {
+        let status = Command::new("prlimit")
+            .args(["--pid", &self.daemon.id().to_string()])
+            .arg(format!("--data={bytes}:{bytes}"))
+            .status()?;
+        ensure!(status.success(), "prlimit: {status}");
+        Ok(())
+    }
+
+    /// libvirtd's socket, as this process sees it.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("sock/libvirt-sock")
+    }
+
     /// Kills libvirtd; QEMU goes on.
     pub fn kill_daemon(&mut self) -> Result<()> {
         self.daemon.kill()?;
@@ -196,6 +218,17 @@ impl Libvirt {
     /// Starts it again.
     pub fn restart_daemon(&mut self) -> Result<()> {
         self.daemon = start_daemon(&self.enter, &self.folder)?;
+        Ok(())
+    }
+
+    /// Nobody at this host can make a socket in a folder of unmoord's any more.
+    pub fn close_sockets(&self, lab: &Lab, name: &str) -> Result<()> {
+        let folder = migrate_folder(lab).join(name);
+        for how in [["--bind"].as_slice(), &["-o", "remount,bind,ro"]] {
+            let mut mount = self.command("mount");
+            let status = mount.args(how).arg(&folder).arg(&folder).status()?;
+            ensure!(status.success(), "mount: {status}");
+        }
         Ok(())
     }
 }

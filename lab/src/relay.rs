@@ -106,7 +106,25 @@ impl Unmoor {
 
     /// Starts `unmoor migrate` for libvirt's VM from one host to the other.
     pub fn migrate(lab: &Lab, from: &Libvirt, to: &Libvirt, more: &[&str]) -> Result<Self> {
-        let mut command = from.command(program("unmoor"));
+        let command = from.command(program("unmoor"));
+        Self::migrate_by(lab, command, from, to, more)
+    }
+
+    /// As [`migrate`](Unmoor::migrate), by a user who may not do whatever they want.
+    pub fn migrate_unprivileged(lab: &Lab, from: &Libvirt, to: &Libvirt) -> Result<Self> {
+        let mut command = from.command("setpriv");
+        command.args(["--bounding-set", "-dac_override,-dac_read_search", "--"]);
+        command.arg(program("unmoor"));
+        Self::migrate_by(lab, command, from, to, &[])
+    }
+
+    fn migrate_by(
+        lab: &Lab,
+        mut command: Command,
+        from: &Libvirt,
+        to: &Libvirt,
+        more: &[&str],
+    ) -> Result<Self> {
         keep_apart(&mut command, lab.run_dir(), &from.host().to_string());
         let relay = format!("{}:{DAEMON_PORT}", address(to.host())?);
         let sockets = migrate_folder(lab).display().to_string();

@@ -24,6 +24,10 @@ pub struct HostsOptions {
     pub agent: bool,
     /// What the guest's writer is told.
     pub writer: &'static str,
+    /// libvirt takes both hosts for the same machine.
+    pub same_machine: bool,
+    /// The daemons' arguments, of A's and of B's.
+    pub daemons: [Vec<String>; 2],
     /// What the VM's description is made.
     pub change: fn(String) -> String,
 }
@@ -35,6 +39,8 @@ impl Default for HostsOptions {
             memory_mib: 512,
             agent: false,
             writer: "96 8 full",
+            same_machine: false,
+            daemons: [Vec::new(), Vec::new()],
             change: |description| description,
         }
     }
@@ -66,11 +72,18 @@ impl Hosts {
     pub fn with(options: &HostsOptions) -> Result<Self> {
         let lab = Lab::new(&LabOptions::with_rate(options.rate))?;
         let a = Libvirt::start(&lab, Host::A)?;
-        let b = Libvirt::start(&lab, Host::B)?;
-        let relays = [
-            Unmoor::daemon(&lab, &a, &[])?,
-            Unmoor::daemon(&lab, &b, &[])?,
-        ];
+        let known_as = if options.same_machine {
+            Host::A
+        } else {
+            Host::B
+        };
+        let b = Libvirt::start_known_as(&lab, Host::B, known_as)?;
+        let start = |host: &Libvirt, more: &[String]| {
+            let more: Vec<&str> = more.iter().map(String::as_str).collect();
+            Unmoor::daemon(&lab, host, &more)
+        };
+        let [of_a, of_b] = &options.daemons;
+        let relays = [start(&a, of_a)?, start(&b, of_b)?];
         let guest = VmOptions {
             agent: options.agent,
             ..VmOptions::default()

@@ -1,6 +1,8 @@
 //! `unmoor migrate`: VMs that libvirt manages move with the processes paused on which nobody outside
 //! depends; whatever fails, the VM runs where libvirt says it does, and nothing stays frozen.
 
+use std::os::unix::fs::PermissionsExt;
+
 use anyhow::{Context, Result, ensure};
 use lab::client::Running;
 use lab::libvirt::DOMAIN;
@@ -8,6 +10,7 @@ use lab::relay::Unmoor;
 use lab::results;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use unmoor_tests::authority::Authority;
 use unmoor_tests::hosts::{Hosts, HostsOptions, verify};
 use unmoor_tests::{MIGRATION_LIMIT, SHORT, nothing_is_lost};
 
@@ -97,6 +100,8 @@ fn a_vm_moves_there_and_back_with_its_job_paused() -> Result<()> {
         ensure!(frozen.len() == 1, "{way}");
         // Thawed because it was asked for, and not because its time was up.
         ensure!(frozen[0]["pause_ms"].as_f64().is_some(), "{way}");
+        let stood = way["downtime_ms"].as_f64();
+        ensure!(stood.is_some() && stood < way["total_ms"].as_f64(), "{way}");
         ensure!(way["digest"] == "equal" && way["running_at_destination"] == true);
         // Held once, sent once.
         let sent = way["wire_bytes"].as_u64().context("no count")?;
@@ -196,10 +201,9 @@ fn a_libvirtd_that_is_killed_leaves_the_vm_where_it_was() -> Result<()> {
 #[test]
 fn what_stands_in_the_way_is_told_before_anything_is_touched() -> Result<()> {
     let hosts = Hosts::with(&with_agent("1gbit"))?;
-    let refused = |more: &[&str]| -> Result<String> {
+    let refused = |more: &[&str]| {
         let mut moving = Unmoor::migrate(&hosts.lab, &hosts.a, &hosts.b, more)?;
-        let told = fails(&mut moving, 3)?;
-        Ok(told["error"].as_str().unwrap_or_default().to_owned())
+        why(&mut moving, 3)
     };
     let why = refused(&["--protocol", "post-copy"])?;
     ensure!(why.contains("libvirt would let go"), "{why}");
@@ -278,4 +282,78 @@ fn a_vm_that_is_paused_arrives_paused() -> Result<()> {
     ensure!(hosts.b.state()?.as_deref() == Some("paused"));
     hosts.b.virsh(&["resume", DOMAIN])?;
     hosts.runs_at(&hosts.b)
+}
+
+/// It has come to nothing: why, in its words.
+fn why(unmoor: &mut Unmoor, code: i32) -> Result<String> {
+    let told = fails(unmoor, code)?;
+    Ok(told["error"].as_str().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn two_hosts_that_libvirt_takes_for_one_are_refused() -> Result<()> {
+    let hosts = Hosts::with(&HostsOptions {
+        same_machine: true,
+        ..HostsOptions::default()
+    })?;
+    let mut moving = Unmoor::migrate(&hosts.lab, &hosts.a, &hosts.b, &[])?;
+    let why = why(&mut moving, 3)?;
+    ensure!(why.contains("host_uuid"), "{why}");
+    hosts.runs_at(&hosts.a)
+}
+
+#[test]
+fn a_certificate_of_somebody_elses_is_refused() -> Result<()> {
+    let (ours, theirs) = (Authority::new()?, Authority::new()?);
+    let (of_a, of_b) = (ours.issue(lab::HOST_A)?, ours.issue(lab::HOST_B)?);
+    let daemon = |folder: &str| vec!["--tls-dir".to_owned(), folder.to_owned()];
+    let hosts = Hosts::with(&HostsOptions {
+        daemons: [daemon(&of_a), daemon(&of_b)],
+        ..HostsOptions::default()
+    })?;
+    let wrong = theirs.issue(lab::HOST_A)?;
+    let mut moving = Unmoor::migrate(&hosts.lab, &hosts.a, &hosts.b, &["--tls-dir", &wrong])?;
+    let why = why(&mut moving, 1)?;
+    ensure!(why.contains("certificate"), "{why}");
+    hosts.runs_at(&hosts.a)?;
+    // With the right one it moves.
+    let mut moving = Unmoor::migrate(&hosts.lab, &hosts.a, &hosts.b, &["--tls-dir", &of_a])?;
+    moving.summary(MIGRATION_LIMIT)?;
+    hosts.runs_at(&hosts.b)
+}
+
+#[test]
+fn what_is_not_permitted_is_told_and_the_vm_stays() -> Result<()> {
+    let hosts = Hosts::new("1gbit")?;
+    // QEMU cannot make its socket at the destination.
+    hosts.b.close_sockets(&hosts.lab, "b")?;
+    let mut moving = Unmoor::migrate(&hosts.lab, &hosts.a, &hosts.b, &[])?;
+    let told = why(&mut moving, 1)?;
+    ensure!(told.contains("Failed to bind socket"), "{told}");
+    stays_idle(&hosts)?;
+    // This user may not speak with libvirt.
+    std::os::unix::fs::chown(hosts.a.socket(), Some(1), None)?;
+    let mut moving = Unmoor::migrate_unprivileged(&hosts.lab, &hosts.a, &hosts.b)?;
+    let told = why(&mut moving, 1)?;
+    ensure!(told.contains("Permission denied"), "{told}");
+    stays_idle(&hosts)
+}
+
+#[test]
+fn a_destination_without_memory_is_told_of_and_the_vm_stays() -> Result<()> {
+    let hosts = Hosts::new("1gbit")?;
+    hosts.b.limit_memory(700 << 20)?;
+    let mut moving = Unmoor::migrate(&hosts.lab, &hosts.a, &hosts.b, &[])?;
+    let told = why(&mut moving, 1)?;
+    ensure!(told.contains("memory"), "{told}");
+    stays_idle(&hosts)
+}
+
+/// The VM is where it was, and the relays have nothing to do with it.
+fn stays_idle(hosts: &Hosts) -> Result<()> {
+    hosts.runs_at(&hosts.a)?;
+    hosts.relays_are_idle()?;
+    let left = hosts.sockets_left()?;
+    ensure!(left.is_empty(), "{left:?}");
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use virt::connect::Connect;
 use virt::sys;
 
-use crate::{Description, Error, Migration, Monitor, Move};
+use crate::{Description, Error, Migration, Monitor, Move, Watch};
 
 /// A VM of libvirt's.
 #[derive(Debug)]
@@ -50,6 +50,11 @@ impl Domain {
     /// QEMU's monitor.
     pub fn monitor(&self) -> Result<Monitor, Error> {
         Monitor::open(&self.connect, &self.domain)
+    }
+
+    /// Waits for it to run.
+    pub fn watch(&self) -> Result<Watch, Error> {
+        Watch::begin(&self.connect, &self.domain)
     }
 
     /// Begins to move it.

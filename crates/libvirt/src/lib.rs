@@ -10,8 +10,10 @@ mod description;
 mod domain;
 mod events;
 mod host;
+mod listener;
 mod migration;
 mod monitor;
+mod watch;
 
 use thiserror::Error;
 
@@ -20,6 +22,7 @@ pub use domain::{Added, Domain};
 pub use host::Host;
 pub use migration::{Migration, Move};
 pub use monitor::Monitor;
+pub use watch::Watch;
 
 /// Why libvirt cannot be used, or does not want to.
 #[derive(Debug, Error)]

@@ -42,6 +42,8 @@ pub(super) struct Session<'a> {
     session: String,
     /// What QEMU's socket is, once the source has said so.
     socket: PathBuf,
+    /// That is there for this migration alone.
+    once: bool,
     /// The VM in which processes are to be thawed.
     thaw: Option<DomainName>,
     thawing: Option<Thawing>,
@@ -75,6 +77,7 @@ impl<'a> Session<'a> {
             wire_bytes: 0,
             session: String::new(),
             socket: carrier.socket.clone(),
+            once: false,
             thaw: None,
             thawing: None,
             is_known: false,
@@ -103,6 +106,10 @@ impl<'a> Session<'a> {
         // Best effort: the peer sees the connection close.
         let _ = self.channel.send_all(&mut self.to_peer, LAST_WORDS_LIMIT);
         self.qemu = None;
+        if self.once {
+            // A QEMU that libvirt has ended leaves it behind.
+            let _ = std::fs::remove_file(&self.socket);
+        }
         self.channel.part(LAST_WORDS_LIMIT);
         outcome.map(|()| Carried {
             wire_bytes: self.wire_bytes,
@@ -189,6 +196,7 @@ impl<'a> Session<'a> {
         self.session = session_name(hello.session);
         let errand = Errand::read(&hello.vm_facts)?;
         self.socket = self.carrier.socket.join(errand.socket.as_str());
+        self.once = errand.once;
         self.thaw = errand.thaw;
         let (session, socket) = self.names();
         self.entry.update(|status| {

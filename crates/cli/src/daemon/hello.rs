@@ -21,6 +21,9 @@ const LONGEST: usize = 255;
 pub(crate) struct Errand {
     /// The socket, in the destination's folder of its own name, at which QEMU waits.
     pub(crate) socket: Name,
+    /// It is there for this one migration: nothing is left of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) once: bool,
     /// The VM in which processes are frozen, which are to be thawed there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) thaw: Option<DomainName>,
@@ -143,12 +146,13 @@ mod tests {
     fn who_is_no_daemon_or_wants_another_folder_is_told() {
         let said = Errand {
             socket: "0.sock".parse().unwrap(),
+            once: true,
             thaw: Some("a vm".parse().unwrap()),
         };
         let read = Errand::read(&said.write()).unwrap();
         assert_eq!((read.socket, read.thaw), (said.socket, said.thaw));
         let before = Errand::read(r#"{"socket":"0.sock"}"#).unwrap();
-        assert_eq!(before.thaw, None);
+        assert_eq!((read.once, before.once, before.thaw), (true, false, None));
         for wrong in [
             "{}",
             "",

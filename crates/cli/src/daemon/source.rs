@@ -114,6 +114,7 @@ impl<'a> Session<'a> {
     fn drive(&mut self) -> Result<Carried, Failure> {
         let errand = Errand {
             socket: self.carrier.name.clone(),
+            once: false,
             thaw: None,
         };
         let tail = self.output.tail();

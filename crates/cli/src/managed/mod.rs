@@ -9,6 +9,7 @@ use hypervisor::Vm;
 use libvirt_vm::{Channel, Description, Domain, Host, Monitor};
 
 use crate::QMP_CONNECT_LIMIT;
+use crate::agent::Client;
 use crate::args::{HowArgs, MigrateArgs, ProtocolArg, SendArgs, StallArg};
 use crate::daemon::DomainName;
 use crate::exit::Exit;
@@ -30,6 +31,7 @@ struct Found {
     name: DomainName,
     description: Description,
     to: Target,
+    there: Option<Host>,
     notes: Vec<String>,
 }
 
@@ -69,7 +71,7 @@ pub(crate) fn migrate(args: MigrateArgs) -> Exit {
         for text in found.notes {
             report.tell(&Event::Note { text });
         }
-        let libvirt = Libvirt::new(found.domain, found.monitor, found.to.uri);
+        let libvirt = Libvirt::new(found.domain, found.monitor, found.to.uri, found.there);
         let number = u64::from_ne_bytes(random().map_err(|e| failed(&e))?);
         let socket = format!("{number:016x}.sock");
         let socket = socket.parse().map_err(Failure::Failed)?;
@@ -91,7 +93,19 @@ fn find(args: &MigrateArgs) -> Result<Found, Failure> {
         )));
     }
     let mut notes = Vec::new();
-    notes.extend(compare_hosts(&here, &to.uri)?);
+    let there = match Host::open(&to.uri) {
+        Ok(there) => Some(there),
+        // libvirt here goes there with other keys, maybe.
+        Err(error) => {
+            notes.push(format!(
+                "the destination cannot be looked at from here: {error}"
+            ));
+            None
+        }
+    };
+    if let Some(there) = &there {
+        compare_hosts(&here, there)?;
+    }
     let description = domain.description().map_err(|e| failed(&e))?;
     if !matches!(description.agent, Channel::Socket(_)) {
         let missing = format!(
@@ -103,6 +117,11 @@ fn find(args: &MigrateArgs) -> Result<Found, Failure> {
         }
         notes.push(format!("no process is paused: {missing}"));
     }
+    if let (Channel::Socket(path), ProtocolArg::StopCopy) = (&description.agent, args.how.protocol)
+    {
+        // Whoever wants nothing else wants to hear of it now.
+        Client::connect(path).map_err(|error| Failure::Refused(error.to_string()))?;
+    }
     let name = domain.name().parse().map_err(Failure::Refused)?;
     let (monitor, vm) = open_monitor(&domain)?;
     Ok(Found {
@@ -112,6 +131,7 @@ fn find(args: &MigrateArgs) -> Result<Found, Failure> {
         name,
         description,
         to,
+        there,
         notes,
     })
 }
@@ -141,17 +161,8 @@ fn refuse_what_libvirt_does_not_permit(how: &HowArgs) -> Result<(), Failure> {
     )))
 }
 
-/// libvirt would find it out too, but only after it has begun. Yields what is worth knowing.
-fn compare_hosts(here: &Host, to: &str) -> Result<Option<String>, Failure> {
-    let there = match Host::open(to) {
-        Ok(there) => there,
-        // libvirt here goes there with other keys, maybe.
-        Err(error) => {
-            return Ok(Some(format!(
-                "the destination could not be looked at beforehand: {error}"
-            )));
-        }
-    };
+/// libvirt would find it out too, but only after it has begun.
+fn compare_hosts(here: &Host, there: &Host) -> Result<(), Failure> {
     let (ours, theirs) = (here.uuid(), there.uuid());
     let (ours, theirs) = (
         ours.map_err(|e| failed(&e))?,
@@ -161,7 +172,7 @@ fn compare_hosts(here: &Host, to: &str) -> Result<Option<String>, Failure> {
         Some(uuid) if theirs.as_ref() == Some(&uuid) => Err(Failure::Refused(format!(
             "libvirt takes both hosts for the same one, {uuid}: give one another `host_uuid` in /etc/libvirt/libvirtd.conf (or virtqemud.conf), and restart its daemon"
         ))),
-        _ => Ok(None),
+        _ => Ok(()),
     }
 }
 

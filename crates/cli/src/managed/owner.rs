@@ -2,8 +2,9 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::time::Instant;
 
-use libvirt_vm::{Domain, Migration, Monitor, Move};
+use libvirt_vm::{Domain, Host, Migration, Monitor, Move, Watch};
 
 use crate::send::owned::Owner;
 
@@ -15,15 +16,21 @@ pub(super) struct Libvirt {
     _monitor: Monitor,
     /// libvirt at the destination.
     to: String,
+    /// The same, if this process may speak with it.
+    there: Option<Host>,
+    /// The VM there.
+    watch: Option<Watch>,
     migration: Option<Migration>,
 }
 
 impl Libvirt {
-    pub(super) fn new(domain: Domain, monitor: Monitor, to: String) -> Self {
+    pub(super) fn new(domain: Domain, monitor: Monitor, to: String, there: Option<Host>) -> Self {
         Libvirt {
             domain,
             _monitor: monitor,
             to,
+            there,
+            watch: None,
             migration: None,
         }
     }
@@ -38,6 +45,16 @@ impl Owner for Libvirt {
         let migration = self.domain.migrate(how).map_err(|e| e.to_string())?;
         self.migration = Some(migration);
         Ok(())
+    }
+
+    fn has_begun(&mut self) {
+        let there = self.there.as_ref();
+        let domain = there.and_then(|there| there.domain(self.domain.name()).ok());
+        self.watch = domain.and_then(|domain| domain.watch().ok());
+    }
+
+    fn runs_since(&self) -> Option<Instant> {
+        self.watch.as_ref().and_then(Watch::resumed)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

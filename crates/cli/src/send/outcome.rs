@@ -82,10 +82,10 @@ impl Session<'_> {
     /// Source STOP to commit on this host's clock, commit to RESUME on the destination's, and
     /// half a round trip between the two: no two clocks are compared.
     ///
-    /// Of an owner it is known when it has ended its migration, a little after the VM has started.
+    /// Where somebody else has started it: until it was heard here that it runs.
     fn downtime(&self, started: Started) -> Option<Duration> {
-        if let Some(owned) = &self.owned {
-            let stood = owned.ended()?.checked_sub(self.times.stopped?)?;
+        if self.owned.is_some() {
+            let stood = self.times.runs?.checked_sub(self.times.stopped?)?;
             return started.running.then_some(stood);
         }
         let before_commit = self.times.committed?.checked_sub(self.times.stopped?)?;

@@ -37,6 +37,12 @@ pub(crate) trait Owner: Debug {
     /// read from the one at the same path there.
     fn begin(&mut self, path: &Path) -> Result<(), String>;
 
+    /// The source's QEMU has begun to write, and the destination's waits.
+    fn has_begun(&mut self);
+
+    /// Since when the VM is known to run at the destination, if that is known.
+    fn runs_since(&self) -> Option<Instant>;
+
     /// Readable once the migration that has begun has ended.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
@@ -59,8 +65,6 @@ pub(crate) struct Owned {
     door: Option<OwnDoor>,
     /// How the owner's migration has ended.
     end: Option<Result<(), String>>,
-    /// When it had, on the wall clock.
-    ended: Option<Duration>,
 }
 
 impl Owned {
@@ -77,7 +81,6 @@ impl Owned {
             socket,
             door: None,
             end: None,
-            ended: None,
         }
     }
 
@@ -85,14 +88,15 @@ impl Owned {
     pub(super) fn errand(&self, thaws: bool) -> String {
         let errand = Errand {
             socket: self.socket.clone(),
+            once: true,
             thaw: thaws.then(|| self.domain.clone()),
         };
         errand.write()
     }
 
-    /// When the owner had ended its migration, on the wall clock.
-    pub(super) fn ended(&self) -> Option<Duration> {
-        self.ended
+    /// How long the VM has been running at the destination, if that is known.
+    pub(super) fn runs_for(&self) -> Option<Duration> {
+        Some(self.owner.runs_since()?.elapsed())
     }
 
     /// What to wait for: that QEMU's stream comes out, and that the migration has ended.
@@ -113,7 +117,6 @@ impl Owned {
             )? > 0
         {
             self.end = Some(self.owner.outcome());
-            self.ended = wall_clock();
         }
         Ok(self.end.as_ref())
     }
@@ -187,6 +190,7 @@ impl Session<'_> {
         {
             // There is one stream.
             owned.door = None;
+            owned.owner.has_begun();
             self.qemu = Some(QemuStream::new(stream));
             self.times.migrate = Some(Instant::now());
             // The owner has set its own before.
@@ -232,10 +236,16 @@ impl Session<'_> {
             return Ok(started);
         };
         match owned.await_end(deadline).map_err(|e| failed(&e))? {
-            Some(Ok(())) => Ok(Started {
-                running: was_running,
-                ..started
-            }),
+            Some(Ok(())) => {
+                if let Some(ago) = owned.runs_for() {
+                    self.times.finished = Instant::now().checked_sub(ago);
+                    self.times.runs = wall_clock().and_then(|now| now.checked_sub(ago));
+                }
+                Ok(Started {
+                    running: was_running,
+                    ..started
+                })
+            }
             Some(Err(why)) => Err(Failure::Failed(why.clone())),
             None => Err(Failure::Failed(format!(
                 "everything is at the destination, and libvirt has not started the VM there within {}",

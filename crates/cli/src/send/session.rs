@@ -105,6 +105,8 @@ pub(super) struct Times {
     /// QEMU's STOP event, on the wall clock that QEMU stamps events with.
     pub(super) stopped: Option<Duration>,
     pub(super) committed: Option<Duration>,
+    /// The VM runs at the destination, on the wall clock, where somebody else has started it.
+    pub(super) runs: Option<Duration>,
     /// The VM is known to run at the destination.
     pub(super) finished: Option<Instant>,
     /// Memory that followed is known to be there, on the wall clock.
@@ -194,6 +196,7 @@ impl<'a> Session<'a> {
                 migrate: None,
                 stopped: None,
                 committed: None,
+                runs: None,
                 finished: None,
                 free: None,
                 next_report: now,

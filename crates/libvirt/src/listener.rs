@@ -1,0 +1,132 @@
+//! QEMU's events, as libvirt passes them on.
+
+use std::ffi::{CStr, c_char, c_longlong, c_uint, c_void};
+use std::fmt;
+use std::ptr;
+
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::sys;
+
+use crate::Error;
+
+/// What QEMU tells by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Event {
+    pub(crate) name: String,
+    pub(crate) seconds: i64,
+    pub(crate) micros: u32,
+    /// Its data, as JSON.
+    pub(crate) details: Option<String>,
+}
+
+/// Called for every event, by libvirt's event loop.
+type Handler = Box<dyn Fn(&Event) + Send + Sync>;
+
+/// Listens until it is dropped.
+pub(crate) struct Listener {
+    connect: Connect,
+    number: i32,
+}
+
+impl Listener {
+    /// Calls `handler` for every event of the VM's QEMU.
+    #[expect(unsafe_code, reason = "the bindings do not have it")]
+    pub(crate) fn new(
+        connect: &Connect,
+        domain: &Domain,
+        handler: impl Fn(&Event) + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let handler: Box<Handler> = Box::new(Box::new(handler));
+        let opaque = Box::into_raw(handler);
+        // SAFETY: both handles are open; `opaque` is a `Handler`, which is what `on_event` and `forget`
+        // take it for, and libvirt calls `forget` once, when it will not call `on_event` any more.
+        let number = unsafe {
+            sys::virConnectDomainQemuMonitorEventRegister(
+                connect.as_ptr(),
+                domain.as_ptr(),
+                ptr::null(),
+                Some(on_event),
+                opaque.cast(),
+                Some(forget),
+                0,
+            )
+        };
+        if number < 0 {
+            let error = virt::error::Error::last_error();
+            // SAFETY: libvirt has not taken it over, since it has refused; nobody else has it.
+            drop(unsafe { Box::from_raw(opaque) });
+            return Err(error.into());
+        }
+        Ok(Listener {
+            connect: connect.clone(),
+            number,
+        })
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener")
+            .field("number", &self.number)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Listener {
+    #[expect(unsafe_code, reason = "the bindings do not have it")]
+    fn drop(&mut self) {
+        // SAFETY: the connection is open for as long as `self.connect` lives, and the number is the one
+        // that libvirt gave for it.
+        unsafe {
+            sys::virConnectDomainQemuMonitorEventDeregister(self.connect.as_ptr(), self.number);
+        }
+    }
+}
+
+/// What libvirt calls for every event.
+#[expect(unsafe_code, reason = "called by libvirt")]
+unsafe extern "C" fn on_event(
+    _connect: sys::virConnectPtr,
+    _domain: sys::virDomainPtr,
+    name: *const c_char,
+    seconds: c_longlong,
+    micros: c_uint,
+    details: *const c_char,
+    opaque: *mut c_void,
+) {
+    // SAFETY: it was given to libvirt with this function, and is there until `forget` is called.
+    let handler = unsafe { &*opaque.cast::<Handler>() };
+    // SAFETY: libvirt's strings end with a zero and live as long as this call.
+    let (name, details) = unsafe { (text(name), text(details)) };
+    if let Some(name) = name {
+        handler(&Event {
+            name,
+            seconds,
+            micros,
+            details,
+        });
+    }
+}
+
+/// What libvirt calls when it has told the last event.
+#[expect(unsafe_code, reason = "called by libvirt")]
+unsafe extern "C" fn forget(opaque: *mut c_void) {
+    // SAFETY: it comes from `Box::into_raw` in `Listener::new`, and libvirt calls this once.
+    drop(unsafe { Box::from_raw(opaque.cast::<Handler>()) });
+}
+
+/// A string of libvirt's; nothing if there is none.
+///
+/// # Safety
+///
+/// The pointer is null, or what it points to ends with a zero and lives as long as this call.
+#[expect(unsafe_code, reason = "strings of libvirt's")]
+unsafe fn text(pointer: *const c_char) -> Option<String> {
+    if pointer.is_null() {
+        return None;
+    }
+    // SAFETY: as the caller promises.
+    let text = unsafe { CStr::from_ptr(pointer) };
+    Some(text.to_string_lossy().into_owned())
+}
