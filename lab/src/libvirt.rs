@@ -150,12 +150,25 @@ impl Libvirt {
         self.virsh(&["dumpxml", "--migratable", DOMAIN])
     }
 
-    /// Starts a VM from a description.
+    /// Starts a VM from a description, which is forgotten when it ends.
     pub fn create(&self, description: &str) -> Result<()> {
+        let file = self.write_down(description)?;
+        self.virsh(&["create", &file])?;
+        Ok(())
+    }
+
+    /// Starts a VM from a description that is kept.
+    pub fn define(&self, description: &str) -> Result<()> {
+        let file = self.write_down(description)?;
+        self.virsh(&["define", &file])?;
+        self.virsh(&["start", DOMAIN])?;
+        Ok(())
+    }
+
+    fn write_down(&self, description: &str) -> Result<String> {
         let file = self.folder.join("domain.xml");
         fs::write(&file, description)?;
-        self.virsh(&["create", &file.display().to_string()])?;
-        Ok(())
+        Ok(file.display().to_string())
     }
 
     /// The socket of one of the VM's channels, as this process sees it.

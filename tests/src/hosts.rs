@@ -24,6 +24,8 @@ pub struct HostsOptions {
     pub agent: bool,
     /// What the guest's writer is told.
     pub writer: &'static str,
+    /// libvirt keeps the VM's description.
+    pub defined: bool,
     /// libvirt takes both hosts for the same machine.
     pub same_machine: bool,
     /// The daemons' arguments, of A's and of B's.
@@ -39,6 +41,7 @@ impl Default for HostsOptions {
             memory_mib: 512,
             agent: false,
             writer: "96 8 full",
+            defined: false,
             same_machine: false,
             daemons: [Vec::new(), Vec::new()],
             change: |description| description,
@@ -89,7 +92,11 @@ impl Hosts {
             ..VmOptions::default()
         };
         let description = describe(&guest, options.memory_mib)?;
-        a.create(&(options.change)(description))?;
+        let description = (options.change)(description);
+        match options.defined {
+            true => a.define(&description)?,
+            false => a.create(&description)?,
+        }
         let hosts = Hosts { a, b, relays, lab };
         hosts.a.control()?.run(&format!(
             "lab-guest writer {} >/run/writer.log 2>&1 & \

@@ -17,7 +17,7 @@ use guest_proto::Welcome;
 use lab::client::RedisReport;
 use lab::ram::RamDiff;
 use lab::relay::Unmoor;
-use lab::{Host, Lab, LabOptions, Vm, VmOptions, ram};
+use lab::{HOST_A, Host, Lab, LabOptions, Vm, VmOptions, ram};
 use serde_json::Value;
 use unmoor::agent::Client;
 
@@ -143,6 +143,14 @@ pub fn nothing_is_lost(redis: &RedisReport) -> Result<()> {
     let bad = (redis.lost, redis.wrong, redis.broken_connections);
     ensure!(bad == (0, 0, 0), "{redis:?}");
     Ok(())
+}
+
+/// What is served at port 9090 of host A under /metrics, as host B sees it.
+pub fn metrics_of_a(lab: &Lab) -> Result<String> {
+    let fetch = "exec 3<>/dev/tcp/$0/9090; printf 'GET /metrics HTTP/1.1\\r\\n\\r\\n' >&3; cat <&3";
+    let mut command = lab.command(Host::B, "bash");
+    let output = command.args(["-c", fetch, HOST_A]).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Connects to the agent in the guest once it has loaded its probes.

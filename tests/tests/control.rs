@@ -10,7 +10,9 @@ use lab::relay::{self, Unmoor};
 use lab::{HOST_A, HOST_B, Host, VmOptions, results};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use unmoor_tests::{MIGRATION_LIMIT, Pair, SHORT, await_writing, start_writer, verify_writer};
+use unmoor_tests::{
+    MIGRATION_LIMIT, Pair, SHORT, await_writing, metrics_of_a, start_writer, verify_writer,
+};
 
 /// What is measured over: as long as a limit must hold for.
 const SECOND: Duration = Duration::from_secs(1);
@@ -146,10 +148,7 @@ fn metrics_are_served_while_it_runs() -> Result<()> {
     let mut sender = pair.send(&["--bandwidth", "100Mbit", "--metrics", &metrics])?;
     let gone = |event: &Value| event["wire_bytes"].as_u64() > Some(4_000_000);
     sender.await_matching("progress", gone, SHORT)?;
-    let fetch = "exec 3<>/dev/tcp/$0/9090; printf 'GET /metrics HTTP/1.1\\r\\n\\r\\n' >&3; cat <&3";
-    let mut command = pair.lab.command(Host::B, "bash");
-    let output = command.args(["-c", fetch, HOST_A]).output()?;
-    let answer = text(&output);
+    let answer = metrics_of_a(&pair.lab)?;
     let wire = answer
         .lines()
         .find_map(|line| line.strip_prefix("unmoor_wire_bytes "));

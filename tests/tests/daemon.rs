@@ -12,7 +12,7 @@ use lab::{HOST_A, HOST_B, Host, VmOptions, program};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use unmoor_tests::authority::Authority;
-use unmoor_tests::{Pair, SHORT, memory_is_equal, start_writer, verify_writer};
+use unmoor_tests::{Pair, SHORT, memory_is_equal, metrics_of_a, start_writer, verify_writer};
 
 /// A VM and a QEMU that waits for it, with a daemon on each host.
 struct Scene {
@@ -92,7 +92,8 @@ impl Scene {
 fn a_vm_moves_between_two_sockets_with_certificates() -> Result<()> {
     let authority = Authority::new()?;
     let (a, b) = (authority.issue(HOST_A)?, authority.issue(HOST_B)?);
-    let at_a = ["--tls-dir", &a];
+    let metrics = format!("{HOST_A}:9090");
+    let at_a = ["--tls-dir", &a, "--metrics", &metrics];
     let at_b = ["--tls-dir", &b, "--tls-allow", HOST_A];
     let mut scene = Scene::new(&at_a, &at_b, true)?;
     scene.begin("2.sock", true)?;
@@ -101,6 +102,17 @@ fn a_vm_moves_between_two_sockets_with_certificates() -> Result<()> {
     ensure!(sent["pages"] == received["pages"]);
     ensure!(sent["wire_bytes"] == received["wire_bytes"]);
     ensure!(scene.outcome()? == "completed");
+    let served = metrics_of_a(&scene.pair.lab)?;
+    for line in [
+        "unmoord_migrations_carried_total{way=\"from_here\"} 1",
+        "unmoord_migrations_running{way=\"from_here\"} 0",
+        &format!(
+            "unmoord_wire_bytes_total{{way=\"from_here\"}} {}",
+            sent["wire_bytes"]
+        ),
+    ] {
+        ensure!(served.contains(line), "{served}");
+    }
     let began = scene.relays[0].await_event("began", SHORT)?;
     let path = began["path"].as_str().unwrap_or_default();
     ensure!(path.contains("TLS 1.3"), "{path}");

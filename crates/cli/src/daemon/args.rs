@@ -1,5 +1,6 @@
 //! The daemon's command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -57,6 +58,10 @@ pub struct DaemonArgs {
     /// given, everybody with a certificate from the same authority.
     #[arg(long, value_name = "NAME")]
     pub tls_allow: Vec<String>,
+
+    /// Serves metrics for Prometheus at this address, under /metrics.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics: Option<SocketAddr>,
 
     #[command(flatten)]
     /// The connection.

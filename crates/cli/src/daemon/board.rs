@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
+use super::figures::Figures;
 use crate::control::{Role, Status};
 use crate::report::{bytes, duration_ms};
 
@@ -108,6 +109,8 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let mut running = unpoisoned(&self.board.running);
         running.retain(|other| !Arc::ptr_eq(other, &self.status));
+        let role = unpoisoned(&self.status).role;
+        self.board.figures.ends(role);
     }
 }
 
@@ -117,6 +120,7 @@ pub(super) struct Board {
     json: bool,
     places: usize,
     running: Mutex<Vec<Arc<Mutex<Status>>>>,
+    figures: Figures,
 }
 
 impl Board {
@@ -125,11 +129,18 @@ impl Board {
             json,
             places,
             running: Mutex::default(),
+            figures: Figures::default(),
         }
+    }
+
+    /// What is counted.
+    pub(super) fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     /// Tells something.
     pub(super) fn tell(&self, news: &News) {
+        self.figures.hear(news);
         let line = match self.json {
             true => serde_json::json!(news).to_string(),
             false => news.for_people(),
@@ -147,6 +158,7 @@ impl Board {
         let status = Status::of_a_managed_vm(role, socket.display().to_string());
         let status = Arc::new(Mutex::new(status));
         running.push(Arc::clone(&status));
+        self.figures.begins(role);
         Some(Entry {
             board: Arc::clone(self),
             status,

@@ -15,6 +15,7 @@
 mod args;
 mod board;
 mod destination;
+mod figures;
 mod hello;
 mod name;
 mod slots;
@@ -40,6 +41,7 @@ use crate::control::{Answer, Control, Request, Role};
 use crate::exit::Exit;
 use crate::net::{Channel, ConnectError, Connector, Door, Link, Protection, host_of, refuse};
 use crate::poll::wait;
+use crate::report::serve;
 use crate::send::{Failure, failed};
 use crate::signals::Signals;
 
@@ -111,6 +113,10 @@ impl Daemon {
         let door = Door::open(&args.listen, &protection, &args.tls_allow)?;
         let slots = Slots::open(&args.sockets, &own, &args.peers, args.slots)?;
         let board = Arc::new(Board::new(args.json, usize::from(args.sessions)));
+        if let Some(address) = args.metrics {
+            serve(address, board.figures().registry())
+                .map_err(|error| Failure::Refused(format!("--metrics {address}: {error}")))?;
+        }
         let control = Control::open("daemon").unwrap_or_else(|error| {
             board.tell(&News::Note {
                 text: format!("`unmoor status` cannot be used, for there is no socket: {error}"),

@@ -189,7 +189,7 @@ impl Report for Metrics {
 }
 
 /// Answers whoever asks, one after the other, until the process ends.
-fn serve(address: SocketAddr, registry: Registry) -> io::Result<()> {
+pub(crate) fn serve(address: SocketAddr, registry: Registry) -> io::Result<()> {
     let listener = TcpListener::bind(address)?;
     let registry = Arc::new(registry);
     std::thread::Builder::new()
