@@ -243,7 +243,11 @@ impl Unmoor {
         while !seen.1 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let told = seen.0.iter().filter(|event| event["event"] != "progress");
+                let without_end = ["progress", "pass", "stalled"];
+                let told = seen.0.iter().filter(|event| {
+                    let name = event["event"].as_str().unwrap_or_default();
+                    !without_end.contains(&name)
+                });
                 let last: Vec<String> = told.rev().take(12).map(Value::to_string).collect();
                 bail!("unmoor has not ended; its last events are {last:#?}");
             }

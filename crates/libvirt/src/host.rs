@@ -5,6 +5,11 @@ use virt::error::ErrorNumber;
 
 use crate::{Domain, Error, description, events};
 
+/// Seconds between two questions whether libvirt is there.
+const KEEP_ALIVE_EVERY: i32 = 5;
+/// So many without an answer are the end of a connection.
+const KEEP_ALIVE_MISSED: u32 = 5;
+
 /// A host's libvirt.
 #[derive(Debug)]
 pub struct Host {
@@ -16,9 +21,12 @@ impl Host {
     /// Connects to it.
     pub fn open(uri: &str) -> Result<Self, Error> {
         events::start()?;
+        let connect = Connect::open(Some(uri))?;
+        // Where it is not taken, a libvirt that hangs is waited for.
+        let _ = connect.set_keep_alive(KEEP_ALIVE_EVERY, KEEP_ALIVE_MISSED);
         Ok(Host {
             uri: uri.to_owned(),
-            connect: Connect::open(Some(uri))?,
+            connect,
         })
     }
 

@@ -173,6 +173,7 @@ impl Session<'_> {
                 folder.display()
             ))
         })?;
+        self.destination_qemu = "unknown".into();
         self.was_running = self.vm.status().map_err(|e| failed(&e))? == RunState::Running;
         let begun = owned.owner.begin(&door.path);
         begun.map_err(Failure::Failed)?;
@@ -271,11 +272,16 @@ impl Session<'_> {
         let end = end.ok().flatten().cloned();
         self.release_guest();
         match end {
-            Some(Err(_)) => Ok(match self.vm.status() {
-                Ok(RunState::Running) => "the VM runs here, as libvirt has seen to".into(),
-                Ok(state) => format!("the VM is here, and its state is `{state}`"),
-                Err(error) => format!("the VM is here, as libvirt says; QEMU cannot be asked ({error})"),
-            }),
+            Some(Err(_)) => match self.vm.status() {
+                Ok(RunState::Running) => Ok("the VM runs here, as libvirt has seen to".into()),
+                Ok(state) => Ok(format!("the VM is here, and its state is `{state}`")),
+                Err(error) => Err((
+                    Exit::NeedsHelp,
+                    format!(
+                        "libvirt cannot be asked what has become of the VM ({error}): `virsh list --all` tells it on both hosts"
+                    ),
+                )),
+            },
             Some(Ok(())) => Err((
                 Exit::NeedsHelp,
                 "libvirt has moved the VM all the same: it is at the destination".into(),
