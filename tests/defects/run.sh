@@ -55,7 +55,7 @@ for defect in "${defects[@]}"; do
   (
     cd "$copy"
     patch --quiet --strip=1 <"tests/defects/$defect.patch"
-    cargo build --quiet --release --locked -p unmoor -p lab
+    cargo build --quiet --release --locked -p unmoor --features unmoor/libvirt -p lab
   )
   read -r file name <<<"${end_to_end[$defect]}"
   cd "$copy"
