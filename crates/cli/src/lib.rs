@@ -29,6 +29,8 @@ mod report;
 mod send;
 mod signals;
 
+use std::os::unix::process::CommandExt;
+use std::process::Command as Exec;
 use std::time::Duration;
 
 use args::{Cli, Command};
@@ -50,17 +52,7 @@ pub fn run(cli: Cli) -> Exit {
     match cli.command {
         Command::Send(args) => send::run(&args),
         Command::Receive(args) => receive::run(&args),
-        #[cfg(feature = "libvirt")]
-        Command::Migrate(args) => managed::migrate(*args),
-        #[cfg(feature = "libvirt")]
-        Command::Prepare(args) => managed::prepare(&args),
-        #[cfg(not(feature = "libvirt"))]
-        Command::Migrate(_) | Command::Prepare(_) => {
-            eprintln!(
-                "unmoor: this unmoor was built without libvirt: build it with `--features libvirt`"
-            );
-            Exit::Refused
-        }
+        Command::Migrate(_) | Command::Prepare(_) => by_libvirt(),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => agent::explain::run(&args),
         Command::Plan(args) => plan::run(&args),
@@ -78,6 +70,33 @@ pub fn run(cli: Cli) -> Exit {
                 Exit::Failed
             }
         },
+    }
+}
+
+/// Runs `unmoor-libvirt` in the place of this program: that is the one which libvirt's library is in.
+fn by_libvirt() -> Exit {
+    let program = std::env::current_exe().map(|own| own.with_file_name("unmoor-libvirt"));
+    let error = match &program {
+        Ok(program) => Exec::new(program).args(std::env::args_os().skip(1)).exec(),
+        Err(error) => std::io::Error::new(error.kind(), error.to_string()),
+    };
+    eprintln!(
+        "unmoor: unmoor-libvirt, which has to be beside unmoor, cannot be run ({error}): build it with `make build FEATURES=libvirt`"
+    );
+    Exit::Refused
+}
+
+/// What `unmoor-libvirt` does.
+#[cfg(feature = "libvirt")]
+pub fn run_managed(cli: Cli) -> Exit {
+    keep_to_itself();
+    match cli.command {
+        Command::Migrate(args) => managed::migrate(*args),
+        Command::Prepare(args) => managed::prepare(&args),
+        _ => {
+            eprintln!("unmoor-libvirt: this is for `unmoor migrate` and `unmoor prepare`");
+            Exit::Usage
+        }
     }
 }
 
