@@ -220,7 +220,10 @@ fn what_stands_in_the_way_is_told_before_anything_is_touched() -> Result<()> {
         let mut moving = Unmoor::migrate(&hosts.lab, &hosts.a, &hosts.b, more)?;
         why(&mut moving, 3)
     };
-    let why = refused(&["--protocol", "post-copy"])?;
+    let report = hosts.lab.run_dir().join("refused.html");
+    let path = report.display().to_string();
+    let why = refused(&["--protocol", "post-copy", "--report", &path])?;
+    ensure!(std::fs::read_to_string(&report)?.contains("libvirt would let go"));
     ensure!(why.contains("libvirt would let go"), "{why}");
     let why = refused(&["--on-stall", "auto-converge"])?;
     ensure!(why.contains("throttling"), "{why}");

@@ -14,12 +14,12 @@ pub struct Domain {
 }
 
 /// From when on a VM has what it was given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Added {
     /// At once.
     Now,
-    /// When it is started the next time.
-    AtTheNextStart,
+    /// When it is started the next time; with libvirt's words why not now, if it runs.
+    AtTheNextStart(Option<String>),
 }
 
 impl Domain {
@@ -71,16 +71,16 @@ impl Domain {
         }
         if !self.is_active()? {
             self.domain.attach_device_flags(device, flags)?;
-            return Ok(Added::AtTheNextStart);
+            return Ok(Added::AtTheNextStart(None));
         }
         let live = sys::VIR_DOMAIN_AFFECT_LIVE;
         match self.domain.attach_device_flags(device, flags | live) {
             Ok(_) => Ok(Added::Now),
             Err(error) if !persistent => Err(error.into()),
             // A VM without a free port, say: it will have one when it starts again.
-            Err(_) => {
+            Err(why) => {
                 self.domain.attach_device_flags(device, flags)?;
-                Ok(Added::AtTheNextStart)
+                Ok(Added::AtTheNextStart(Some(why.message().to_owned())))
             }
         }
     }

@@ -86,6 +86,7 @@ impl Drop for Listener {
 
 /// What libvirt calls for every event.
 #[expect(unsafe_code, reason = "called by libvirt")]
+// SAFETY: only libvirt calls it, with what `Listener::new` has given it.
 unsafe extern "C" fn on_event(
     _connect: sys::virConnectPtr,
     _domain: sys::virDomainPtr,
@@ -97,36 +98,26 @@ unsafe extern "C" fn on_event(
 ) {
     // SAFETY: it was given to libvirt with this function, and is there until `forget` is called.
     let handler = unsafe { &*opaque.cast::<Handler>() };
-    // SAFETY: libvirt's strings end with a zero and live as long as this call.
-    let (name, details) = unsafe { (text(name), text(details)) };
-    if let Some(name) = name {
+    let text = |pointer: *const c_char| {
+        // SAFETY: libvirt's strings end with a zero and live as long as this call; one that is not there
+        // is null.
+        (!pointer.is_null()).then(|| unsafe { CStr::from_ptr(pointer) })
+    };
+    let owned = |text: &CStr| text.to_string_lossy().into_owned();
+    if let Some(name) = text(name) {
         handler(&Event {
-            name,
+            name: owned(name),
             seconds,
             micros,
-            details,
+            details: text(details).map(owned),
         });
     }
 }
 
 /// What libvirt calls when it has told the last event.
 #[expect(unsafe_code, reason = "called by libvirt")]
+// SAFETY: as `on_event`, and once.
 unsafe extern "C" fn forget(opaque: *mut c_void) {
     // SAFETY: it comes from `Box::into_raw` in `Listener::new`, and libvirt calls this once.
     drop(unsafe { Box::from_raw(opaque.cast::<Handler>()) });
-}
-
-/// A string of libvirt's; nothing if there is none.
-///
-/// # Safety
-///
-/// The pointer is null, or what it points to ends with a zero and lives as long as this call.
-#[expect(unsafe_code, reason = "strings of libvirt's")]
-unsafe fn text(pointer: *const c_char) -> Option<String> {
-    if pointer.is_null() {
-        return None;
-    }
-    // SAFETY: as the caller promises.
-    let text = unsafe { CStr::from_ptr(pointer) };
-    Some(text.to_string_lossy().into_owned())
 }

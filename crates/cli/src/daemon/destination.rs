@@ -10,7 +10,8 @@ use rustix::event::{PollFd, PollFlags};
 use wire::{AbortCode, Capabilities, Frame, Hello, Ledger, Message, Started, Thawed, put_control};
 
 use super::board::{Entry, News};
-use super::hello::{DomainName, Errand, Place, channel_folders};
+use super::domain::{DomainName, channel_folders};
+use super::hello::{Errand, Place};
 use super::{Carried, Carrier, WAITING_MAX, lost};
 use crate::LAST_WORDS_LIMIT;
 use crate::agent::{Thawing, could_not_thaw};

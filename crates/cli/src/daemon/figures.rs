@@ -1,7 +1,5 @@
 //! What the daemon has done, for Prometheus.
 
-use std::sync::atomic::AtomicU64;
-
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -30,10 +28,10 @@ impl Way {
 /// Counted from the start of the daemon.
 #[derive(Debug, Default)]
 pub(super) struct Figures {
-    running: Family<Way, Gauge<i64>>,
+    running: Family<Way, Gauge>,
     carried: Family<Way, Counter>,
     failed: Family<Way, Counter>,
-    wire: Family<Way, Counter<u64, AtomicU64>>,
+    wire: Family<Way, Counter>,
 }
 
 impl Figures {
@@ -56,7 +54,7 @@ impl Figures {
         );
         registry.register_with_unit(
             "wire",
-            "Sent on the link for VMs that have moved",
+            "What went over the link for VMs that have moved",
             Unit::Bytes,
             self.wire.clone(),
         );

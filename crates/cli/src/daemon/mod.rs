@@ -15,6 +15,7 @@
 mod args;
 mod board;
 mod destination;
+mod domain;
 mod figures;
 mod hello;
 mod name;
@@ -33,7 +34,8 @@ use wire::AbortCode;
 
 pub use args::{DaemonArgs, Peer};
 use board::{Board, Entry, News};
-pub(crate) use hello::{DomainName, Errand, Place};
+pub(crate) use domain::DomainName;
+pub(crate) use hello::{Errand, Place};
 pub use name::Name;
 use slots::{Slots, Visitor};
 
@@ -41,7 +43,7 @@ use crate::control::{Answer, Control, Request, Role};
 use crate::exit::Exit;
 use crate::net::{Channel, ConnectError, Connector, Door, Link, Protection, host_of, refuse};
 use crate::poll::wait;
-use crate::report::serve;
+use crate::report::serve_metrics;
 use crate::send::{Failure, failed};
 use crate::signals::Signals;
 
@@ -114,7 +116,7 @@ impl Daemon {
         let slots = Slots::open(&args.sockets, &own, &args.peers, args.slots)?;
         let board = Arc::new(Board::new(args.json, usize::from(args.sessions)));
         if let Some(address) = args.metrics {
-            serve(address, board.figures().registry())
+            serve_metrics(address, board.figures().registry())
                 .map_err(|error| Failure::Refused(format!("--metrics {address}: {error}")))?;
         }
         let control = Control::open("daemon").unwrap_or_else(|error| {

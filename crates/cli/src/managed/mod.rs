@@ -14,9 +14,9 @@ use crate::args::{HowArgs, MigrateArgs, ProtocolArg, SendArgs, StallArg};
 use crate::daemon::DomainName;
 use crate::exit::Exit;
 use crate::random;
-use crate::report::{Event, reporter};
+use crate::report::Event;
 use crate::send::owned::Owned;
-use crate::send::{Failure, failed, run_owned, untouched};
+use crate::send::{Failure, failed, run_owned};
 use owner::Libvirt;
 pub(crate) use prepare::prepare;
 
@@ -46,27 +46,35 @@ struct Target {
 
 /// Moves a VM.
 pub(crate) fn migrate(args: MigrateArgs) -> Exit {
-    let found = match find(&args) {
-        Ok(found) => found,
-        Err(failure) => {
-            let mut report = reporter(args.how.output.json, args.how.output.quiet);
-            return untouched(report.as_mut(), &failure);
-        }
-    };
-    let sockets = args.sockets;
-    let send = SendArgs {
+    let found = find(&args);
+    let MigrateArgs {
+        domain,
+        libvirt,
+        to,
+        relay,
+        sockets,
+        how,
+    } = args;
+    let mut send = SendArgs {
         // For people: it is libvirt's.
-        qmp: format!("{}#{}", args.libvirt.connect, found.domain.name()).into(),
-        to: found.to.relay.clone(),
-        agent: match &found.description.agent {
-            Channel::Socket(path) => Some(path.clone()),
-            Channel::Missing | Channel::NoSocket => None,
-        },
+        qmp: format!("{}#{domain}", libvirt.connect).into(),
+        to: relay.unwrap_or(to),
+        agent: None,
         connections: 1,
         before_commit: None,
-        qemu_pid: process_of(found.domain.name()),
-        how: args.how,
+        qemu_pid: None,
+        how,
     };
+    let found = match found {
+        Ok(found) => found,
+        // Told and recorded as any other end.
+        Err(failure) => return run_owned(&send, |_| Err(failure)),
+    };
+    send.to.clone_from(&found.to.relay);
+    send.qemu_pid = process_of(found.domain.name());
+    if let Channel::Socket(path) = &found.description.agent {
+        send.agent = Some(path.clone());
+    }
     run_owned(&send, |report| {
         for text in found.notes {
             report.tell(&Event::Note { text });

@@ -2,6 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use libvirt_vm::{Domain, Host, Migration, Monitor, Move, Watch};
@@ -18,8 +19,8 @@ pub(super) struct Libvirt {
     to: String,
     /// The same, if this process may speak with it.
     there: Option<Host>,
-    /// The VM there.
-    watch: Option<Watch>,
+    /// The VM there, once it is watched.
+    watch: Arc<OnceLock<Watch>>,
     migration: Option<Migration>,
 }
 
@@ -30,7 +31,7 @@ impl Libvirt {
             _monitor: monitor,
             to,
             there,
-            watch: None,
+            watch: Arc::default(),
             migration: None,
         }
     }
@@ -48,13 +49,22 @@ impl Owner for Libvirt {
     }
 
     fn has_begun(&mut self) {
-        let there = self.there.as_ref();
-        let domain = there.and_then(|there| there.domain(self.domain.name()).ok());
-        self.watch = domain.and_then(|domain| domain.watch().ok());
+        let Some(there) = self.there.take() else {
+            return;
+        };
+        let (name, slot) = (self.domain.name().to_owned(), Arc::clone(&self.watch));
+        // A libvirt that is slow to answer there holds up nothing here.
+        let thread = std::thread::Builder::new().name("watch".into());
+        let begun = thread.spawn(move || {
+            let watch = there.domain(&name).and_then(|domain| domain.watch());
+            watch.map(|watch| slot.set(watch))
+        });
+        // Without it, the downtime is not known.
+        drop(begun);
     }
 
     fn runs_since(&self) -> Option<Instant> {
-        self.watch.as_ref().and_then(Watch::resumed)
+        self.watch.get().and_then(Watch::resumed)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

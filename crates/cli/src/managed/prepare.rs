@@ -71,7 +71,7 @@ fn look_and_add(args: &PrepareArgs) -> Result<Prepared, Failure> {
     }
     let agent = match description.agent {
         Channel::Socket(_) | Channel::NoSocket => Agent::There,
-        Channel::Missing => add(&domain, &description)?,
+        Channel::Missing => add(&domain, &description, &mut findings)?,
     };
     Ok(Prepared {
         domain: domain.name().to_owned(),
@@ -93,10 +93,19 @@ fn look(domain: &Domain) -> Result<(bool, Vec<String>), Failure> {
     Ok((movable, found.iter().map(ToString::to_string).collect()))
 }
 
-fn add(domain: &Domain, description: &Description) -> Result<Agent, Failure> {
+fn add(
+    domain: &Domain,
+    description: &Description,
+    findings: &mut Vec<String>,
+) -> Result<Agent, Failure> {
     match domain.add(Description::AGENT_CHANNEL) {
         Ok(Added::Now) => Ok(Agent::Added),
-        Ok(Added::AtTheNextStart) => Ok(Agent::AddedForTheNextStart),
+        Ok(Added::AtTheNextStart(why)) => {
+            findings.extend(why.map(|why| {
+                format!("the channel could not be added while the VM runs: libvirt: {why}")
+            }));
+            Ok(Agent::AddedForTheNextStart)
+        }
         Err(error) if !description.has_serial_controller => Err(Failure::Refused(format!(
             "the channel cannot be added while the VM runs ({error}): it has no virtio-serial controller; start it anew with what `unmoor prepare --print` says"
         ))),

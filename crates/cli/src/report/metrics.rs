@@ -162,7 +162,7 @@ impl Metrics {
         let figures = Figures::default();
         let mut registry = Registry::default();
         figures.register(&mut registry);
-        match serve(address, registry) {
+        match serve_metrics(address, registry) {
             Ok(()) => Ok(Metrics { inner, figures }),
             Err(error) => Err((format!("--metrics {address}: {error}"), inner)),
         }
@@ -189,7 +189,7 @@ impl Report for Metrics {
 }
 
 /// Answers whoever asks, one after the other, until the process ends.
-pub(crate) fn serve(address: SocketAddr, registry: Registry) -> io::Result<()> {
+pub(crate) fn serve_metrics(address: SocketAddr, registry: Registry) -> io::Result<()> {
     let listener = TcpListener::bind(address)?;
     let registry = Arc::new(registry);
     std::thread::Builder::new()

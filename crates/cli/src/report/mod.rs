@@ -24,7 +24,7 @@ use wire::Followed;
 pub(crate) use human::Human;
 pub(crate) use json::Json;
 pub(crate) use kept::{folder as records_folder, names as records};
-pub(crate) use metrics::{Metrics, serve};
+pub(crate) use metrics::{Metrics, serve_metrics};
 pub(crate) use record::{Forecast, ForecastPause, Wanted};
 pub(crate) use recorder::Recorder;
 use traced::Traced;

@@ -146,7 +146,7 @@ fn begin(
     }
 }
 
-pub(crate) fn untouched(report: &mut dyn Report, failure: &Failure) -> Exit {
+fn untouched(report: &mut dyn Report, failure: &Failure) -> Exit {
     report.tell(&Event::Failed {
         exit: failure.exit() as u8,
         error: failure.to_string(),
@@ -178,6 +178,7 @@ fn prepare<'a>(
     report: &'a mut dyn Report,
 ) -> Result<Session<'a>, Failure> {
     let mut signals = Signals::install().map_err(|error| failed(&error))?;
+    let (mut vm, owned) = open(report)?;
     let protection = Protection::from_args(&args.how.net);
     let host = args
         .how
@@ -185,7 +186,6 @@ fn prepare<'a>(
         .as_deref()
         .unwrap_or(host_of(&args.to));
     let connector = Connector::new(&protection, host, args.how.bind)?;
-    let (mut vm, owned) = open(report)?;
     let findings = check_source(&mut vm).map_err(|error| failed(&error))?;
     tell_findings(&findings, report)?;
     let facts = vm.facts().map_err(|error| failed(&error))?;

@@ -62,7 +62,7 @@ pub(crate) struct Owned {
     sockets: PathBuf,
     socket: Name,
     /// Where QEMU's stream is to come out.
-    door: Option<OwnDoor>,
+    stream_socket: Option<StreamSocket>,
     /// How the owner's migration has ended.
     end: Option<Result<(), String>>,
 }
@@ -79,7 +79,7 @@ impl Owned {
             domain,
             sockets,
             socket,
-            door: None,
+            stream_socket: None,
             end: None,
         }
     }
@@ -101,9 +101,12 @@ impl Owned {
 
     /// What to wait for: that QEMU's stream comes out, and that the migration has ended.
     pub(super) fn fds(&self) -> impl Iterator<Item = PollFd<'_>> {
-        let door = self.door.as_ref().map(|door| door.listener.as_fd());
+        let stream_socket = self
+            .stream_socket
+            .as_ref()
+            .map(|stream_socket| stream_socket.listener.as_fd());
         let end = self.owner.fd().filter(|_| self.end.is_none());
-        let fds = door.into_iter().chain(end);
+        let fds = stream_socket.into_iter().chain(end);
         fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
     }
 
@@ -124,19 +127,19 @@ impl Owned {
 
 /// A socket that is gone with it.
 #[derive(Debug)]
-struct OwnDoor {
+struct StreamSocket {
     listener: UnixListener,
     path: PathBuf,
 }
 
-impl OwnDoor {
+impl StreamSocket {
     fn open(folder: &Path, name: &Name) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let path = folder.join(name.as_str());
         let listener = UnixListener::bind(&path)?;
-        let door = OwnDoor { listener, path };
-        door.listener.set_nonblocking(true)?;
-        Ok(door)
+        let stream_socket = StreamSocket { listener, path };
+        stream_socket.listener.set_nonblocking(true)?;
+        Ok(stream_socket)
     }
 
     /// Who has come, if somebody has.
@@ -152,7 +155,7 @@ impl OwnDoor {
     }
 }
 
-impl Drop for OwnDoor {
+impl Drop for StreamSocket {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
@@ -167,7 +170,7 @@ impl Session<'_> {
         };
         let place = Place::read(&accept.vm_facts)?;
         let folder = owned.sockets.join(place.name.as_str());
-        let door = OwnDoor::open(&folder, &owned.socket).map_err(|error| {
+        let stream_socket = StreamSocket::open(&folder, &owned.socket).map_err(|error| {
             Failure::Refused(format!(
                 "cannot make a socket in {}: {error}; --sockets has to be the folder that unmoord uses",
                 folder.display()
@@ -175,9 +178,9 @@ impl Session<'_> {
         })?;
         self.destination_qemu = "unknown".into();
         self.was_running = self.vm.status().map_err(|e| failed(&e))? == RunState::Running;
-        let begun = owned.owner.begin(&door.path);
+        let begun = owned.owner.begin(&stream_socket.path);
         begun.map_err(Failure::Failed)?;
-        owned.door = Some(door);
+        owned.stream_socket = Some(stream_socket);
         Ok(true)
     }
 
@@ -186,11 +189,11 @@ impl Session<'_> {
         let Some(owned) = &mut self.owned else {
             return Ok(());
         };
-        if let Some(door) = &owned.door
-            && let Some(stream) = door.look().map_err(|e| failed(&e))?
+        if let Some(stream_socket) = &owned.stream_socket
+            && let Some(stream) = stream_socket.look().map_err(|e| failed(&e))?
         {
             // There is one stream.
-            owned.door = None;
+            owned.stream_socket = None;
             owned.owner.has_begun();
             self.qemu = Some(QemuStream::new(stream));
             self.times.migrate = Some(Instant::now());
@@ -260,7 +263,7 @@ impl Session<'_> {
         let Some(owned) = &mut self.owned else {
             return Ok(String::new());
         };
-        owned.door = None;
+        owned.stream_socket = None;
         if owned.owner.fd().is_none() {
             self.release_guest();
             return Ok("the VM was not touched".into());
