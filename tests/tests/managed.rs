@@ -46,13 +46,13 @@ fn writes(hosts: &Hosts, at_a: bool) -> Result<()> {
 /// It has come to nothing: what it says.
 fn fails(unmoor: &mut Unmoor, code: i32) -> Result<Value> {
     let ended = unmoor.exit(MIGRATION_LIMIT)?;
-    let last = unmoor.events().last().cloned().unwrap_or_default();
     ensure!(
         ended == code,
-        "unmoor ended with {ended}: {last} {}",
+        "unmoor ended with {ended}: {:?} {}",
+        unmoor.events().last(),
         unmoor.stderr()
     );
-    Ok(last)
+    unmoor.await_event("failed", SHORT)
 }
 
 /// Begins to move the VM from A to B, and waits until memory is on its way.
