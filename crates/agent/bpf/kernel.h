@@ -1,5 +1,8 @@
 /* The kernel's structures as far as the probes look into them. Offsets come from the running
  * kernel's own type information when the probes are loaded (CO-RE): names count here, not order.
+ *
+ * Where a field has another name or another type in some kernels, a flavour of its structure (its
+ * name with three underscores and more) has that one, and an accessor chooses between the two.
  */
 #pragma once
 
@@ -148,11 +151,26 @@ struct vm_area_struct {
 	struct file *vm_file;
 };
 
+/* Since 6.19 beside the other, which is to go. */
+struct vma_flags___words {
+	unsigned long __vma_flags[1];
+};
+
+struct vm_area_struct___words {
+	struct vma_flags___words flags;
+};
+
 struct tty_driver {
 	int major;
 	int minor_start;
 	short type;
 	short subtype;
+};
+
+/* From 7.0 on. An enumeration without a name is compatible with every other. */
+struct tty_driver___enum {
+	enum { TTY_DRIVER_TYPES } type;
+	enum { TTY_DRIVER_SUBTYPES } subtype;
 };
 
 struct tty_struct {
@@ -204,6 +222,11 @@ struct task_struct {
 	struct files_struct *files;
 	struct nsproxy *nsproxy;
 	struct signal_struct *signal;
+};
+
+/* Before 5.14. */
+struct task_struct___state {
+	long state;
 };
 
 struct in6_addr {
@@ -295,6 +318,67 @@ struct bpf_iter__task_vma {
 };
 
 #pragma clang attribute pop
+
+/* A pointer that only serves as an identity, as the number that it is. The verifier forbids
+ * arithmetic and comparisons on what it knows to be a pointer, and of which fields it knows that
+ * depends on the kernel: a copy that a helper has made is a number everywhere. */
+#define POINTER_NUMBER(from, fields...)                                                            \
+	({                                                                                         \
+		u64 number_ = 0;                                                                   \
+		BPF_CORE_READ_INTO(&number_, from, fields);                                        \
+		number_;                                                                           \
+	})
+
+/* The same for one that the probe was called with. */
+static __always_inline u64 pointer_number(const void *pointer)
+{
+	const void *kept = pointer;
+	u64 number = 0;
+
+	bpf_probe_read_kernel(&number, sizeof(number), &kept);
+	return number;
+}
+
+static __always_inline u32 tty_type(struct tty_driver *driver)
+{
+	struct tty_driver___enum *newer = (void *)driver;
+
+	if (bpf_core_field_exists(driver->type))
+		return BPF_CORE_READ(driver, type);
+	return BPF_CORE_READ(newer, type);
+}
+
+static __always_inline u32 tty_subtype(struct tty_driver *driver)
+{
+	struct tty_driver___enum *newer = (void *)driver;
+
+	if (bpf_core_field_exists(driver->subtype))
+		return BPF_CORE_READ(driver, subtype);
+	return BPF_CORE_READ(newer, subtype);
+}
+
+static __always_inline u32 task_state(struct task_struct *task)
+{
+	struct task_struct___state *older = (void *)task;
+
+	if (bpf_core_field_exists(task->__state))
+		return task->__state;
+	return BPF_CORE_READ(older, state);
+}
+
+static __always_inline unsigned long vma_flags(struct vm_area_struct *vma)
+{
+	struct vm_area_struct___words *newer = (void *)vma;
+
+	if (bpf_core_field_exists(vma->vm_flags))
+		return vma->vm_flags;
+	return BPF_CORE_READ(newer, flags.__vma_flags[0]);
+}
+
+/* Kernels number their helpers alike; older ones lack the later ones. */
+enum bpf_func_id___later {
+	BPF_FUNC_skc_to_unix_sock___later = 178,
+};
 
 /* From the kernel's interface to programs: laid out so everywhere. */
 struct sockaddr_in {

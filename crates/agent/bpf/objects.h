@@ -49,15 +49,14 @@ static __always_inline u64 interface(u8 which, u32 detail)
 /* A terminal is its slave's structure for both ends: the master's descriptors all have one inode. */
 static __always_inline void terminal(struct file *file, struct object *object)
 {
-	struct tty_file_private *private = file->private_data;
+	struct tty_file_private *private = (void *)POINTER_NUMBER(file, private_data);
 	struct tty_struct *tty = BPF_CORE_READ(private, tty);
 	struct tty_driver *driver = BPF_CORE_READ(tty, driver);
 
-	if (BPF_CORE_READ(driver, type) == TTY_DRIVER_TYPE_PTY) {
-		if (BPF_CORE_READ(driver, subtype) == PTY_TYPE_MASTER)
-			tty = BPF_CORE_READ(tty, link);
+	if (tty_type(driver) == TTY_DRIVER_TYPE_PTY) {
 		object->kind = KIND_TERMINAL;
-		object->a = (u64)tty;
+		object->a = tty_subtype(driver) == PTY_TYPE_MASTER ? POINTER_NUMBER(tty, link) :
+								     pointer_number(tty);
 		return;
 	}
 	object->kind = KIND_EXTERNAL;
@@ -100,7 +99,7 @@ static __always_inline struct object object_of(struct file *file)
 		if ((object.a >> MINORBITS) == MEM_MAJOR)
 			return object;
 		object.kind = KIND_DEVICE;
-		if (BPF_CORE_READ(file, f_op, release) == (void *)&tty_release)
+		if (POINTER_NUMBER(file, f_op, release) == (u64)&tty_release)
 			terminal(file, &object);
 	} else if (type == S_IFBLK) {
 		object.kind = KIND_BLOCK_DEVICE;
@@ -109,7 +108,7 @@ static __always_inline struct object object_of(struct file *file)
 	} else if (type == 0 || magic == ANON_INODE_MAGIC) {
 		/* They all have one inode; what is behind them differs. */
 		object.kind = KIND_EVENT;
-		object.a = (u64)file->private_data;
+		object.a = POINTER_NUMBER(file, private_data);
 		object.b = 0;
 	}
 	return object;
@@ -125,7 +124,7 @@ static __always_inline bool use(struct task_struct *task, struct object *object,
 
 	if (object->kind == KIND_NONE || is_unwatched(task))
 		return true;
-	if (object->kind == KIND_FILE && !(direction & WRITES) && !lasting &&
+	if (object->kind == KIND_FILE && !(direction & WRITES) && !lasting && !all_written &&
 	    !bpf_map_lookup_elem(&written, &file))
 		return true;
 	if (object->kind == KIND_FILE && (direction & WRITES) &&
@@ -153,7 +152,8 @@ static __always_inline void use_file(struct task_struct *task, struct file *file
 		return; /* null, zero, random */
 	signature = mix(identity(task), inode->i_ino + ((u64)inode->i_sb->s_dev << 34) + ((u64)direction << 62) +
 						((u64)lasting << 61));
-	signature = mix(signature, ((u64)inode->i_generation << 32) + writes[bucket_of(inode->i_ino)]);
+	signature = mix(signature, ((u64)inode->i_generation << 32) + writes[bucket_of(inode->i_ino)] +
+					   ((u64)all_written << 31));
 	if (type != S_IFREG && type != S_IFIFO)
 		/* A descriptor, not a name, says which terminal or event it is, and the memory behind
 		 * one may serve another later. */

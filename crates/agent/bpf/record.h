@@ -22,6 +22,8 @@ u64 seen[SEEN];
 /* Counts the files of a bucket that began to be written: see objects.h. */
 #define WRITE_BUCKETS 4096
 u32 writes[WRITE_BUCKETS];
+/* A file was written that could not be looked at: none can be taken for unwritten any more. */
+u32 all_written = 0;
 /* Something is frozen: every edge wakes the agent at once, as it may be aimed at that. */
 u32 urgent = 0;
 /* Edges put into the table since the agent has last emptied it. */

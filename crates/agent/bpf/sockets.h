@@ -185,6 +185,23 @@ static __always_inline bool use_ip(struct task_struct *task, struct sock *sk, st
 			       &remote);
 }
 
+/* Without the helper that follows a socket to its peer, the peer's cookie can only be read, not
+ * made: where it has none yet, whoever reads from it later has it made, and then nobody knows that
+ * this was for him. */
+static __always_inline bool use_unix_before_5_16(struct task_struct *task, struct sock *sk)
+{
+	struct unix_sock *unix_sock = (struct unix_sock *)sk;
+	struct sock *peer = BPF_CORE_READ(unix_sock, peer);
+	u64 cookie;
+
+	if (!peer)
+		return true;
+	cookie = BPF_CORE_READ(peer, __sk_common.skc_cookie.counter);
+	if (!cookie)
+		return record_flow(task, KIND_UNSEEN, 1ull << KIND_UNIX, 0, WRITES);
+	return record_flow(task, KIND_UNIX, cookie, 0, WRITES);
+}
+
 /* The receiving socket is the object. */
 static __always_inline bool use_unix(struct task_struct *task, struct sock *sk, u8 direction)
 {
@@ -196,6 +213,8 @@ static __always_inline bool use_unix(struct task_struct *task, struct sock *sk, 
 	/* Datagrams name their receiver: see unix_may_send. */
 	if (BPF_CORE_READ(sk, sk_type) == SOCK_DGRAM)
 		return true;
+	if (!bpf_core_enum_value_exists(enum bpf_func_id___later, BPF_FUNC_skc_to_unix_sock___later))
+		return use_unix_before_5_16(task, sk);
 	unix_sock = bpf_skc_to_unix_sock(sk);
 	if (!unix_sock)
 		return true;
@@ -203,6 +222,14 @@ static __always_inline bool use_unix(struct task_struct *task, struct sock *sk, 
 	if (!peer)
 		return true;
 	return record_flow(task, KIND_UNIX, bpf_get_socket_cookie(peer), 0, WRITES);
+}
+
+/* A netlink socket's name: its protocol, and its own number there. */
+static __always_inline u64 netlink_port(struct sock *sk)
+{
+	struct netlink_sock *netlink = (struct netlink_sock *)sk;
+
+	return ((u64)BPF_CORE_READ(sk, sk_protocol) << 32) | BPF_CORE_READ(netlink, portid);
 }
 
 static __always_inline bool use_netlink(struct task_struct *task, struct sock *sk,
@@ -215,8 +242,7 @@ static __always_inline bool use_netlink(struct task_struct *task, struct sock *s
 	struct sockaddr_nl nl = {};
 
 	if (direction == READS)
-		return record_flow(task, KIND_NETLINK, protocol | BPF_CORE_READ(netlink, portid), 0,
-				   READS);
+		return record_flow(task, KIND_NETLINK, netlink_port(sk), 0, READS);
 	if (name && !bpf_probe_read_kernel(&nl, sizeof(nl), name))
 		to = nl.portid;
 	/* Port 0 is the kernel. */

@@ -5,9 +5,11 @@
  * `lsm/` probes come first: unlike fentry they lose nothing on preemptible kernels. Where the
  * kernel's BPF LSM is not active, the agent attaches the same programs to security_* by fentry.
  * The others fill the places that have no LSM hook. What stands when a window opens comes from
- * the iterators at the end.
+ * the iterators. A probe that this kernel refuses has a stand-in at its place, at the end of this
+ * file. src/tracker/loss.rs has a row for each program: what is uncertain without it.
  */
 #include "kernel.h"
+#include "may_fail.h"
 #include "objects.h"
 #include "record.h"
 #include "sockets.h"
@@ -43,6 +45,7 @@ static __always_inline void use_any_file(struct file *file, struct inode *inode,
 SEC("lsm/file_permission")
 int BPF_PROG(file_permission, struct file *file, int mask)
 {
+	MAY_FAIL(file_permission);
 	u8 direction = 0;
 
 	if (mask & MAY_READ)
@@ -75,6 +78,7 @@ SEC("lsm/mmap_file")
 int BPF_PROG(mmap_file, struct file *file, unsigned long requested, unsigned long prot,
 	     unsigned long flags)
 {
+	MAY_FAIL(mmap_file);
 	return map(file, prot, flags);
 }
 
@@ -82,12 +86,14 @@ int BPF_PROG(mmap_file, struct file *file, unsigned long requested, unsigned lon
 SEC("fentry/security_mmap_file")
 int BPF_PROG(security_mmap_file, struct file *file, unsigned long prot, unsigned long flags)
 {
+	MAY_FAIL(security_mmap_file);
 	return map(file, prot, flags);
 }
 
 SEC("lsm/file_lock")
 int BPF_PROG(file_lock, struct file *file)
 {
+	MAY_FAIL(file_lock);
 	use_file(current_task(), file, READS | WRITES, true);
 	return 0;
 }
@@ -107,6 +113,7 @@ static __always_inline void use_inode(struct task_struct *task, struct inode *in
 SEC("lsm/path_truncate")
 int BPF_PROG(path_truncate, struct path *path)
 {
+	MAY_FAIL(path_truncate);
 	use_inode(current_task(), BPF_CORE_READ(path, dentry, d_inode), WRITES);
 	return 0;
 }
@@ -115,6 +122,7 @@ int BPF_PROG(path_truncate, struct path *path)
 SEC("lsm/file_truncate")
 int BPF_PROG(file_truncate, struct file *file)
 {
+	MAY_FAIL(file_truncate);
 	use_file(current_task(), file, WRITES, false);
 	return 0;
 }
@@ -124,6 +132,7 @@ int BPF_PROG(file_truncate, struct file *file)
 SEC("fentry/do_splice")
 int BPF_PROG(do_splice, struct file *in, long long *in_offset, struct file *out)
 {
+	MAY_FAIL(do_splice);
 	use_any_file(in, in->f_inode, READS);
 	use_any_file(out, out->f_inode, WRITES);
 	return 0;
@@ -132,6 +141,7 @@ int BPF_PROG(do_splice, struct file *in, long long *in_offset, struct file *out)
 SEC("fentry/do_tee")
 int BPF_PROG(do_tee, struct file *in, struct file *out)
 {
+	MAY_FAIL(do_tee);
 	use_file(current_task(), in, READS, false);
 	use_file(current_task(), out, WRITES, false);
 	return 0;
@@ -168,6 +178,7 @@ static __always_inline void use_descriptor(int fd, u16 kind, u8 direction)
 SEC("fentry/__x64_sys_vmsplice")
 int BPF_PROG(vmsplice, struct pt_regs *regs)
 {
+	MAY_FAIL(vmsplice);
 	use_descriptor(BPF_CORE_READ(regs, di), KIND_PIPE, 0);
 	return 0;
 }
@@ -177,6 +188,7 @@ int BPF_PROG(vmsplice, struct pt_regs *regs)
 SEC("fentry/do_mq_timedsend")
 int BPF_PROG(mq_timedsend, int fd)
 {
+	MAY_FAIL(mq_timedsend);
 	use_descriptor(fd, KIND_POSIX_QUEUE, WRITES);
 	return 0;
 }
@@ -184,6 +196,7 @@ int BPF_PROG(mq_timedsend, int fd)
 SEC("fentry/do_mq_timedreceive")
 int BPF_PROG(mq_timedreceive, int fd)
 {
+	MAY_FAIL(mq_timedreceive);
 	use_descriptor(fd, KIND_POSIX_QUEUE, READS);
 	return 0;
 }
@@ -199,6 +212,7 @@ static __always_inline void use_ipc(struct task_struct *task, struct kern_ipc_pe
 SEC("lsm/msg_queue_msgsnd")
 int BPF_PROG(msgsnd, struct kern_ipc_perm *ipc)
 {
+	MAY_FAIL(msgsnd);
 	use_ipc(current_task(), ipc, KIND_MESSAGE_QUEUE, WRITES);
 	return 0;
 }
@@ -207,6 +221,7 @@ int BPF_PROG(msgsnd, struct kern_ipc_perm *ipc)
 SEC("lsm/msg_queue_msgrcv")
 int BPF_PROG(msgrcv, struct kern_ipc_perm *ipc, void *message, struct task_struct *receiver)
 {
+	MAY_FAIL(msgrcv);
 	use_ipc(receiver, ipc, KIND_MESSAGE_QUEUE, READS);
 	return 0;
 }
@@ -214,6 +229,7 @@ int BPF_PROG(msgrcv, struct kern_ipc_perm *ipc, void *message, struct task_struc
 SEC("lsm/sem_semop")
 int BPF_PROG(semop, struct kern_ipc_perm *ipc)
 {
+	MAY_FAIL(semop);
 	use_ipc(current_task(), ipc, KIND_SEMAPHORE, READS | WRITES);
 	return 0;
 }
@@ -223,7 +239,8 @@ int BPF_PROG(semop, struct kern_ipc_perm *ipc)
 SEC("fentry/inotify_handle_inode_event")
 int BPF_PROG(inotify_event, struct fsnotify_mark *mark)
 {
-	record_flow(current_task(), KIND_EVENT, (u64)BPF_CORE_READ(mark, group), 0, WRITES);
+	MAY_FAIL(inotify_event);
+	record_flow(current_task(), KIND_EVENT, POINTER_NUMBER(mark, group), 0, WRITES);
 	return 0;
 }
 
@@ -232,7 +249,8 @@ int BPF_PROG(inotify_event, struct fsnotify_mark *mark)
 SEC("fentry/io_msg_ring")
 int BPF_PROG(io_msg_ring, struct io_kiocb *request)
 {
-	record_flow(current_task(), KIND_EVENT, (u64)BPF_CORE_READ(request, file, private_data), 0,
+	MAY_FAIL(io_msg_ring);
+	record_flow(current_task(), KIND_EVENT, POINTER_NUMBER(request, file, private_data), 0,
 		    WRITES);
 	return 0;
 }
@@ -242,6 +260,7 @@ int BPF_PROG(io_msg_ring, struct io_kiocb *request)
 SEC("lsm/socket_sendmsg")
 int BPF_PROG(socket_sendmsg, struct socket *socket, struct msghdr *msg)
 {
+	MAY_FAIL(socket_sendmsg);
 	struct sock *sk = socket->sk;
 
 	if (sk)
@@ -252,6 +271,7 @@ int BPF_PROG(socket_sendmsg, struct socket *socket, struct msghdr *msg)
 SEC("lsm/socket_recvmsg")
 int BPF_PROG(socket_recvmsg, struct socket *socket)
 {
+	MAY_FAIL(socket_recvmsg);
 	struct sock *sk = socket->sk;
 
 	if (sk)
@@ -262,6 +282,7 @@ int BPF_PROG(socket_recvmsg, struct socket *socket)
 SEC("lsm/socket_connect")
 int BPF_PROG(socket_connect, struct socket *socket, void *address)
 {
+	MAY_FAIL(socket_connect);
 	struct sock *sk = socket->sk;
 	struct endpoint to = {};
 	u16 family = 0;
@@ -306,6 +327,7 @@ int BPF_PROG(socket_connect, struct socket *socket, void *address)
 SEC("lsm/socket_accept")
 int BPF_PROG(socket_accept, struct socket *socket)
 {
+	MAY_FAIL(socket_accept);
 	struct sock *sk = socket->sk;
 	u16 family;
 
@@ -328,6 +350,7 @@ int BPF_PROG(socket_accept, struct socket *socket)
 SEC("lsm/unix_stream_connect")
 int BPF_PROG(unix_stream_connect, struct sock *sk, struct sock *listener)
 {
+	MAY_FAIL(unix_stream_connect);
 	record_flow(current_task(), KIND_UNIX, bpf_get_socket_cookie(listener), 0, WRITES);
 	return 0;
 }
@@ -335,6 +358,7 @@ int BPF_PROG(unix_stream_connect, struct sock *sk, struct sock *listener)
 SEC("lsm/unix_may_send")
 int BPF_PROG(unix_may_send, struct socket *socket, struct socket *other)
 {
+	MAY_FAIL(unix_may_send);
 	struct task_struct *task = current_task();
 	struct sock *to = other->sk;
 	u64 signature, cookie;
@@ -378,10 +402,11 @@ static __always_inline bool is_borrowed(void)
 SEC("tp_btf/sched_waking")
 int BPF_PROG(sched_waking, struct task_struct *sleeper)
 {
+	MAY_FAIL(sched_waking);
 	struct task_struct *task;
 
 	/* In an uninterruptible sleep it waits for the kernel. */
-	if (!(sleeper->__state & TASK_INTERRUPTIBLE))
+	if (!(task_state(sleeper) & TASK_INTERRUPTIBLE))
 		return 0;
 	task = current_task();
 	if (task->tgid == sleeper->tgid || is_borrowed())
@@ -394,12 +419,13 @@ SEC("tp_btf/signal_generate")
 int BPF_PROG(signal_generate, int signal, struct kernel_siginfo *info, struct task_struct *target,
 	     int group, int result)
 {
+	MAY_FAIL(signal_generate);
 	struct task_struct *task = current_task();
 	int code = 0;
 
-	if ((u64)info == 1)
+	if (pointer_number(info) == 1)
 		return 0; /* from the kernel */
-	if (info)
+	if (pointer_number(info))
 		code = BPF_CORE_READ(info, si_code);
 	if (code == SI_KERNEL || code == SI_TIMER || task->tgid == target->tgid || is_borrowed())
 		return 0;
@@ -416,6 +442,7 @@ int BPF_PROG(signal_generate, int signal, struct kernel_siginfo *info, struct ta
 SEC("lsm/ptrace_access_check")
 int BPF_PROG(ptrace_access_check, struct task_struct *child, unsigned int mode)
 {
+	MAY_FAIL(ptrace_access_check);
 	struct task_struct *task = current_task();
 
 	/* Reading is what ps does. */
@@ -427,6 +454,7 @@ int BPF_PROG(ptrace_access_check, struct task_struct *child, unsigned int mode)
 SEC("lsm/ptrace_traceme")
 int BPF_PROG(ptrace_traceme, struct task_struct *parent)
 {
+	MAY_FAIL(ptrace_traceme);
 	record_relation(parent, current_task(), RELATION_TRACED);
 	return 0;
 }
@@ -434,6 +462,7 @@ int BPF_PROG(ptrace_traceme, struct task_struct *parent)
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child)
 {
+	MAY_FAIL(process_fork);
 	if (parent->tgid != child->tgid)
 		record_relation(parent, child, RELATION_FORKED);
 	return 0;
@@ -442,6 +471,7 @@ int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(process_exit, struct task_struct *task)
 {
+	MAY_FAIL(process_exit);
 	if (task->pid == task->tgid)
 		record_relation(task, task->real_parent, RELATION_ENDED);
 	return 0;
@@ -450,6 +480,7 @@ int BPF_PROG(process_exit, struct task_struct *task)
 SEC("tp_btf/sched_process_wait")
 int BPF_PROG(process_wait)
 {
+	MAY_FAIL(process_wait);
 	struct task_struct *task = current_task();
 
 	record_relation(task, task, RELATION_WAITS);
@@ -518,9 +549,13 @@ static __always_inline void put_socket(struct seq_file *out, struct task_struct 
 		return;
 	}
 	if (family != AF_INET && family != AF_INET6) {
-		if (family == AF_VSOCK && !is_local_vsock(sk))
+		if (family == AF_NETLINK)
+			put_held(out, task, KIND_NETLINK, netlink_port(sk), 0);
+		else if (family == AF_VSOCK && !is_local_vsock(sk))
 			put_contact(out, task, INTERFACE_VSOCK, 0, NULL);
-		else if (family != AF_VSOCK && family != AF_NETLINK && family != AF_ALG)
+		else if (family == AF_VSOCK)
+			put_held(out, task, KIND_VSOCK, 0, 0);
+		else if (family != AF_ALG)
 			put_contact(out, task, INTERFACE_OTHER_SOCKET, family, NULL);
 		return;
 	}
@@ -551,6 +586,7 @@ static __always_inline void put_socket(struct seq_file *out, struct task_struct 
 SEC("iter/task_file")
 int held_files(struct bpf_iter__task_file *context)
 {
+	MAY_FAIL(held_files);
 	struct task_struct *task = context->task;
 	struct file *file = context->file;
 	struct object object;
@@ -579,10 +615,11 @@ int held_files(struct bpf_iter__task_file *context)
 	/* Standard input and output of daemons may be a serial line that they never use; whoever has
 	 * it as his controlling terminal listens to it. */
 	if (object.kind == KIND_EXTERNAL && (direction & READS)) {
-		struct tty_file_private *private = file->private_data;
+		struct tty_file_private *private = (void *)POINTER_NUMBER(file, private_data);
+		u64 controlling = POINTER_NUMBER(task, signal, tty);
 
-		if ((object.a >> 32) == INTERFACE_SERIAL && task->signal->tty &&
-		    task->signal->tty == BPF_CORE_READ(private, tty))
+		if ((object.a >> 32) == INTERFACE_SERIAL && controlling &&
+		    controlling == POINTER_NUMBER(private, tty))
 			edge.value.origin = ORIGIN_STANDING;
 	}
 	put(context->meta->seq, &edge);
@@ -592,12 +629,14 @@ int held_files(struct bpf_iter__task_file *context)
 SEC("iter/task_vma")
 int mappings(struct bpf_iter__task_vma *context)
 {
+	MAY_FAIL(mappings);
 	struct task_struct *task = context->task;
 	struct vm_area_struct *vma = context->vma;
 	struct object object;
 	struct file_key key;
 	struct edge edge;
 	struct file *file;
+	unsigned long flags;
 	u8 direction = READS;
 
 	if (!task || !vma || task->pid != task->tgid || is_exempt(task))
@@ -610,8 +649,9 @@ int mappings(struct bpf_iter__task_vma *context)
 		return 0;
 	key.a = object.a;
 	key.b = object.b;
-	if ((vma->vm_flags & VM_SHARED)) {
-		if (vma->vm_flags & VM_MAYWRITE)
+	flags = vma_flags(vma);
+	if (flags & VM_SHARED) {
+		if (flags & VM_MAYWRITE)
 			direction |= WRITES;
 	} else if (object.kind == KIND_FILE && !bpf_map_lookup_elem(&written, &key)) {
 		return 0;
@@ -624,6 +664,7 @@ int mappings(struct bpf_iter__task_vma *context)
 SEC("iter/task")
 int tasks(struct bpf_iter__task *context)
 {
+	MAY_FAIL(tasks);
 	struct task_struct *task = context->task;
 	struct task_record record = {};
 
@@ -642,4 +683,86 @@ int tasks(struct bpf_iter__task *context)
 	bpf_probe_read_kernel_str(record.comm, sizeof(record.comm), task->comm);
 	bpf_seq_write(context->meta->seq, &record, sizeof(record));
 	return 0;
+}
+
+/* ---- Stand-ins: a program that this kernel refuses is replaced by one in its place that looks at
+ * nothing but who runs there. It says that this process has done what could not be looked at, and
+ * through which kinds of objects others may have got something from it. They are loaded only where
+ * they are needed. */
+
+#define OF(kind) (1ull << KIND_##kind)
+#define SOCKETS (OF(UNIX) | OF(TCP) | OF(UDP) | OF(VSOCK) | OF(NETLINK))
+#define FILES                                                                                      \
+	(OF(PIPE) | OF(TERMINAL) | OF(FILE) | OF(SHARED_MEMORY) | OF(POSIX_QUEUE) | OF(EVENT) |      \
+	 OF(BLOCK_DEVICE))
+
+static __always_inline int unseen(struct task_struct *task, u64 kinds)
+{
+	u64 signature = mix(mix(identity(task), KIND_UNSEEN), kinds);
+
+	if (is_unwatched(task) || is_seen(signature))
+		return 0;
+	/* Nobody knows which file it was: from now on every file counts as written. */
+	if (kinds & OF(FILE))
+		all_written = 1;
+	if (record_flow(task, KIND_UNSEEN, kinds, 0, READS | WRITES))
+		set_seen(signature);
+	return 0;
+}
+
+#define STAND_IN(section, name, kinds)                                                             \
+	SEC(section)                                                                               \
+	int unseen_##name(void *context)                                                           \
+	{                                                                                          \
+		MAY_FAIL(unseen_##name);                                                           \
+		return unseen(current_task(), kinds);                                              \
+	}
+
+STAND_IN("fentry/security_file_permission", file_permission, FILES)
+STAND_IN("fentry/security_file_lock", file_lock, 0)
+STAND_IN("fentry/do_truncate", truncate, OF(FILE))
+STAND_IN("fentry/do_splice", do_splice, OF(PIPE))
+STAND_IN("fentry/do_tee", do_tee, OF(PIPE))
+STAND_IN("fentry/__x64_sys_vmsplice", vmsplice, OF(PIPE))
+STAND_IN("fentry/do_mq_timedsend", mq_timedsend, OF(POSIX_QUEUE))
+STAND_IN("fentry/do_mq_timedreceive", mq_timedreceive, OF(POSIX_QUEUE))
+STAND_IN("fentry/security_msg_queue_msgsnd", msgsnd, OF(MESSAGE_QUEUE))
+STAND_IN("fentry/security_sem_semop", semop, OF(SEMAPHORE))
+STAND_IN("fentry/inotify_handle_inode_event", inotify_event, OF(EVENT))
+STAND_IN("fentry/io_msg_ring", io_msg_ring, OF(EVENT))
+STAND_IN("fentry/security_socket_sendmsg", socket_sendmsg, SOCKETS)
+STAND_IN("fentry/security_socket_recvmsg", socket_recvmsg, SOCKETS)
+STAND_IN("fentry/security_socket_connect", socket_connect, SOCKETS)
+STAND_IN("fentry/security_socket_accept", socket_accept, SOCKETS)
+STAND_IN("fentry/security_unix_stream_connect", unix_stream_connect, OF(UNIX))
+STAND_IN("fentry/security_unix_may_send", unix_may_send, OF(UNIX))
+
+/* Where the kernel has no such function, as it may have been built into another: all who could have
+ * called it. */
+STAND_IN("fentry/__x64_sys_splice", sys_splice, OF(PIPE))
+STAND_IN("fentry/__x64_sys_tee", sys_tee, OF(PIPE))
+STAND_IN("fentry/__x64_sys_mq_timedsend", sys_mq_timedsend, OF(POSIX_QUEUE))
+STAND_IN("fentry/__x64_sys_mq_timedreceive", sys_mq_timedreceive, OF(POSIX_QUEUE))
+STAND_IN("fentry/__x64_sys_io_uring_enter", io_uring, OF(PIPE) | OF(EVENT))
+STAND_IN("fentry/fsnotify_insert_event", insert_event, OF(EVENT))
+
+/* Runs in the sender for a receiver that was waiting. */
+SEC("fentry/security_msg_queue_msgrcv")
+int BPF_PROG(unseen_msgrcv, struct kern_ipc_perm *ipc, void *message, struct task_struct *receiver)
+{
+	MAY_FAIL(unseen_msgrcv);
+	return unseen(receiver, OF(MESSAGE_QUEUE));
+}
+
+/* Only a shared mapping writes; and anonymous memory is nobody else's. */
+SEC("fentry/security_mmap_file")
+int unseen_mmap_file(u64 *arguments)
+{
+	u32 type = arguments[2] & MAP_TYPE;
+	bool shared = type == MAP_SHARED || type == MAP_SHARED_VALIDATE;
+
+	MAY_FAIL(unseen_mmap_file);
+	if (!pointer_number((void *)arguments[0]))
+		return 0;
+	return unseen(current_task(), shared ? OF(FILE) | OF(SHARED_MEMORY) : 0);
 }

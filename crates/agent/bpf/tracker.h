@@ -24,6 +24,9 @@ enum kind {
 	KIND_EXTERNAL,
 	/* Another process: a is its pid, b its start. */
 	KIND_PROCESS,
+	/* Something that could not be looked at. The bits of a are the kinds of objects that it may
+	 * have gone through: all who use such an object are concerned. */
+	KIND_UNSEEN,
 };
 
 enum direction {

@@ -27,6 +27,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use guest_procs::{FOLDER, guardian};
+use guest_proto::ProbeState;
 use port::Port;
 use rustix::process::nice;
 use serve::{Agent, Means};
@@ -93,12 +94,38 @@ fn serve(port: Port) -> Result<()> {
     // takes. Without the privilege it takes longer.
     let _ = nice(NICENESS);
     let means = match Tracker::load() {
-        Ok(tracker) => Means::Probes(tracker),
-        Err(error) => {
-            let reason = format!("{error:#}");
-            eprintln!("unmoor-agent: {reason}; only standing facts are known");
-            Means::StandingFactsOnly(reason)
+        Ok(tracker) => {
+            tell_of(&tracker.state());
+            Means::Probes(tracker)
+        }
+        Err(state) => {
+            if let Some((cause, detail)) = &state.none {
+                eprintln!(
+                    "unmoor-agent: no probe works: {} ({detail}): {}; only standing facts are known",
+                    cause.words(),
+                    cause.advice()
+                );
+            }
+            Means::StandingFactsOnly(state)
         }
     };
     Agent::new(port, means).run()
+}
+
+/// What the system's log is told of the probes.
+fn tell_of(state: &ProbeState) {
+    eprintln!(
+        "unmoor-agent: probes loaded in {} ms, attempts: {}",
+        state.took_ms, state.tries
+    );
+    for lost in &state.lost {
+        eprintln!(
+            "unmoor-agent: the probe {} ({}) does not work: {} ({}); {}",
+            lost.name,
+            lost.sees,
+            lost.cause.words(),
+            lost.detail,
+            lost.effect.words(),
+        );
+    }
 }

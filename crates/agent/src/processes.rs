@@ -7,6 +7,7 @@ use guest_procs::Stat;
 use guest_proto::shortened;
 
 use crate::command;
+use crate::tracker::Task;
 
 const CGROUP_MAX: usize = 200;
 
@@ -97,17 +98,39 @@ pub(crate) fn memory_kib() -> u64 {
     )
 }
 
-/// Every process, by /proc alone: for kernels without probes.
-pub(crate) fn list() -> Vec<(ProcessId, u32, String)> {
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(|pid: u32| {
+/// Every process, by /proc alone: where no program in the kernel lists them.
+pub(crate) fn tasks() -> Vec<Task> {
+    numbers("/proc")
+        .filter_map(|pid| {
             let stat = Stat::of(pid).ok().filter(|stat| !stat.is_kernel_thread())?;
             let start = stat.start;
             let id = ProcessId { pid, start };
-            Some((id, stat.parent, text(id, "comm").trim_end().to_owned()))
+            Some(Task {
+                id,
+                parent: stat.parent,
+                tracer: tracer(pid),
+                is_kernel: false,
+                name: text(id, "comm").trim_end().to_owned(),
+            })
         })
         .collect()
+}
+
+/// Who traces a process, or one of its threads.
+fn tracer(pid: u32) -> Option<ProcessId> {
+    let tracers = numbers(&format!("/proc/{pid}/task")).map(|thread| {
+        let status = fs::read(format!("/proc/{pid}/task/{thread}/status")).unwrap_or_default();
+        field(&String::from_utf8_lossy(&status), "TracerPid:")
+    });
+    let pid = u32::try_from(tracers.max()?).ok().filter(|pid| *pid > 0)?;
+    let start = Stat::of(pid).ok()?.start;
+    Some(ProcessId { pid, start })
+}
+
+/// The entries of a folder that are numbers.
+fn numbers(folder: &str) -> impl Iterator<Item = u32> + use<> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// The second version's path.

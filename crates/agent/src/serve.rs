@@ -5,10 +5,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use depgraph::{ProcessId, Uncertainty};
+use depgraph::{ProcessId, Source, Uncertainty};
 use guest_proto::{
-    Answer, Armed, Capabilities, Decoder, Failure, Losses, Refusal, Request, Rule, ThawReason,
-    Tier, ToAgent, ToHost, UNASKED, VERSION, Welcome, encode,
+    Answer, Armed, Capabilities, Decoder, Failure, Losses, ProbeState, Reason, Refusal, Request,
+    Rule, ThawReason, Tier, ToAgent, ToHost, UNASKED, VERSION, VERSION_OLDEST, Welcome, encode,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -18,7 +18,7 @@ use crate::port::{Port, timespec};
 use crate::processes::{self, Activity};
 use crate::standing;
 use crate::standstill::Standstill;
-use crate::tracker::{Edge, Snapshot, Task, Tracker};
+use crate::tracker::{Doubts, Edge, Snapshot, Task, Tracker};
 use crate::window::Window;
 
 /// Time between two looks at a port that nobody holds at the other end: the kernel reports its
@@ -39,7 +39,7 @@ const CANDIDATES_PER_MESSAGE: usize = 1000;
 pub(crate) enum Means {
     Probes(Tracker),
     /// And why there are no probes.
-    StandingFactsOnly(String),
+    StandingFactsOnly(ProbeState),
 }
 
 /// The agent.
@@ -53,6 +53,8 @@ pub(crate) struct Agent {
     decoder: Decoder,
     /// The conversation that news go to.
     session: u64,
+    /// The version that its host speaks.
+    version: u16,
 }
 
 /// An open window.
@@ -73,6 +75,7 @@ impl Agent {
             standstill: None,
             decoder: Decoder::new(),
             session: 0,
+            version: VERSION,
         }
     }
 
@@ -120,10 +123,13 @@ impl Agent {
     fn handle(&mut self, message: ToAgent) -> Result<()> {
         let (session, id) = (message.session, message.id);
         self.session = session;
-        let answers = match self.answers(message.request) {
+        let mut answers = match self.answers(message.request) {
             Ok(answers) => answers,
             Err(failure) => vec![Answer::Failed(failure)],
         };
+        if self.version == VERSION_OLDEST {
+            answers.iter_mut().for_each(in_old_words);
+        }
         let mut bytes = Vec::new();
         let count = answers.len();
         for (at, answer) in (1..).zip(answers) {
@@ -145,11 +151,16 @@ impl Agent {
             open.asked = Instant::now();
         }
         match request {
-            Request::Hello { version } if version < VERSION => Err(Failure {
+            Request::Hello { version } if version < VERSION_OLDEST => Err(Failure {
                 refusal: Refusal::Unsupported,
-                message: format!("it speaks version {VERSION}: use a newer unmoor on the host"),
+                message: format!(
+                    "it speaks versions {VERSION_OLDEST} to {VERSION}: use a newer unmoor on the host"
+                ),
             }),
-            Request::Hello { version } => Ok(vec![Answer::Welcome(self.welcome(version))]),
+            Request::Hello { version } => {
+                self.version = version.min(VERSION);
+                Ok(vec![Answer::Welcome(self.welcome())])
+            }
             Request::Arm { rules } => Ok(vec![Answer::Armed(
                 self.arm(rules).map_err(|error| failed(&error))?,
             )]),
@@ -183,19 +194,25 @@ impl Agent {
                 at_least_kib,
             } => told(self.survey(rules, at_least_kib)),
             Request::Dependents { processes } => self.dependents(processes),
+            Request::ProbeState => Ok(vec![Answer::ProbeState(match &self.means {
+                Means::Probes(tracker) => tracker.state(),
+                Means::StandingFactsOnly(state) => state.clone(),
+            })]),
         }
     }
 
-    fn welcome(&self, version: u16) -> Welcome {
+    fn welcome(&self) -> Welcome {
         let tier = match &self.means {
             Means::Probes(_) => Tier::Probes,
-            Means::StandingFactsOnly(reason) => Tier::StandingFactsOnly {
-                reason: reason.clone(),
+            Means::StandingFactsOnly(state) => Tier::StandingFactsOnly {
+                reason: state.none.as_ref().map_or_else(String::new, |(cause, _)| {
+                    format!("no probe works: {}: {}", cause.words(), cause.advice())
+                }),
             },
         };
         let kernel = rustix::system::uname();
         Welcome {
-            version: version.min(VERSION),
+            version: self.version,
             software: concat!("unmoor-agent ", env!("CARGO_PKG_VERSION")).into(),
             kernel: kernel.release().to_string_lossy().into_owned(),
             tier,
@@ -209,17 +226,23 @@ impl Agent {
     fn arm(&mut self, rules: Vec<Rule>) -> Result<Armed> {
         let begin = Instant::now();
         self.close()?;
-        let mut open = Open {
-            window: Window::new(rules),
-            asked: begin,
-            used: HashMap::new(),
-        };
-        let (probes, missing) = match &mut self.means {
+        let (probes, missing, doubts) = match &mut self.means {
             Means::Probes(tracker) => {
                 tracker.own_addresses(&addresses::own())?;
-                (tracker.arm()?, tracker.missing().to_vec())
+                let probes = tracker.arm()?;
+                let lost = tracker.state().lost.into_iter();
+                (
+                    probes,
+                    lost.map(|lost| lost.name).collect(),
+                    tracker.doubts(),
+                )
             }
-            Means::StandingFactsOnly(_) => (0, Vec::new()),
+            Means::StandingFactsOnly(_) => (0, Vec::new(), Doubts::default()),
+        };
+        let mut open = Open {
+            window: Window::new(rules, doubts),
+            asked: begin,
+            used: HashMap::new(),
         };
         let attached = Instant::now();
         self.snapshot(&mut open)?;
@@ -278,7 +301,7 @@ impl Agent {
         if let Means::Probes(tracker) = &mut self.means {
             tracker.own_addresses(&addresses::own())?;
             let snapshot = tracker.snapshot()?;
-            let mut window = Window::new(rules);
+            let mut window = Window::new(rules, tracker.doubts());
             window.stands(&snapshot);
             candidates = window.candidates(&snapshot.tasks, at_least_kib);
         }
@@ -435,16 +458,7 @@ impl Agent {
 
 /// Whoever has run since the window opened may have spoken to anybody.
 fn without_probes(open: &mut Open) -> Vec<Task> {
-    let tasks: Vec<Task> = processes::list()
-        .into_iter()
-        .map(|(id, parent, name)| Task {
-            id,
-            parent,
-            tracer: None,
-            is_kernel: false,
-            name,
-        })
-        .collect();
+    let tasks = processes::tasks();
     let edges = standing::edges(&tasks, &addresses::own());
     let snapshot = Snapshot { tasks, edges };
     let first = open.used.is_empty();
@@ -460,6 +474,26 @@ fn without_probes(open: &mut Open) -> Vec<Task> {
         }
     }
     snapshot.tasks
+}
+
+/// What a host of the version before does not know is told by the nearest that it knows.
+fn in_old_words(answer: &mut Answer) {
+    let soften = |why: &mut Uncertainty| {
+        if *why == Uncertainty::LostProbe {
+            *why = Uncertainty::UnknownObject;
+        }
+    };
+    match answer {
+        Answer::Processes(records) => {
+            for record in records {
+                if let Reason::Source(Source::Uncertain(why)) = &mut record.reason {
+                    soften(why);
+                }
+            }
+        }
+        Answer::Summary(summary) => summary.doubt.iter_mut().for_each(soften),
+        _ => {}
+    }
 }
 
 fn told(answers: Result<Vec<Answer>>) -> Result<Vec<Answer>, Failure> {

@@ -13,7 +13,7 @@ use guest_procs::guardian::Guardian;
 use guest_procs::{FOLDER, Freezer, Lease, Quiet, ordinary, realtime};
 use guest_proto::FrozenReport;
 
-use crate::tracker::{Edge, What};
+use crate::tracker::{Edge, What, kinds};
 
 /// Longest lease: whatever the host says, nothing stands for longer without a word of it.
 const LEASE_MAX: Duration = Duration::from_secs(60);
@@ -99,6 +99,19 @@ impl Standstill {
 
     /// Those that stand and to whom somebody has turned.
     pub(crate) fn called(&self, edges: &[Edge]) -> Vec<ProcessId> {
+        // It could not be looked at to whom: to any of those that can be reached so.
+        let unseen: Vec<_> = edges
+            .iter()
+            .filter_map(|edge| match edge.what {
+                What::Unseen(bits) => Some(kinds(bits)),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let reached = self.reached_by.iter();
+        let reached = reached
+            .filter(|(object, _)| unseen.contains(&object.kind))
+            .map(|(_, process)| *process);
         let mut called: Vec<ProcessId> = edges
             .iter()
             .filter(|edge| !self.frozen.contains(&edge.process))
@@ -112,6 +125,7 @@ impl Standstill {
                 ) => self.frozen.get(&other).copied(),
                 _ => None,
             })
+            .chain(reached)
             .collect();
         called.sort_unstable();
         called.dedup();

@@ -1,6 +1,6 @@
 //! A window: from what the probes tell to what every process is.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use guest_proto::{Candidate, Losses, ProcessRecord, Reason, Rule, Summary, Trait
 use crate::names;
 use crate::policy::{self, FOLDER, Policy, Verdict};
 use crate::processes::{self, Place};
-use crate::tracker::{Edge, Origin, Snapshot, Task, What, device};
+use crate::tracker::{Doubts, Edge, Origin, Snapshot, Task, What, device, kinds};
 
 /// Room for a large guest in some 20 MB.
 const LIMITS: Limits = Limits {
@@ -31,6 +31,11 @@ pub(crate) struct Window {
     /// Units of which a process is in contact with the outside, where a rule asks for them: by
     /// their control group, and through which process.
     facing: HashMap<String, ProcessId>,
+    doubts: Doubts,
+    /// Who holds an object of a kind, without having been seen to use it.
+    held: BTreeMap<ObjectKind, BTreeSet<ProcessId>>,
+    /// Kinds of objects through which something has gone that could not be looked at.
+    unseen: BTreeSet<ObjectKind>,
 }
 
 /// What the rules say of a process.
@@ -54,18 +59,25 @@ impl Judged {
 }
 
 impl Window {
-    /// Opens one.
-    pub(crate) fn new(rules: Vec<Rule>) -> Self {
+    /// Opens one, in which some things are uncertain from the beginning.
+    pub(crate) fn new(rules: Vec<Rule>, doubts: Doubts) -> Self {
         let (policy, complaints) = Policy::read(rules, Path::new(FOLDER));
         for complaint in complaints {
             eprintln!("unmoor-agent: {complaint}");
         }
+        let mut graph = Graph::new(LIMITS);
+        if doubts.everyone {
+            graph.all_uncertain(Uncertainty::LostProbe);
+        }
         Window {
             began: Instant::now(),
-            graph: Graph::new(LIMITS),
+            graph,
             policy,
             judged: HashMap::new(),
             facing: HashMap::new(),
+            doubts,
+            held: BTreeMap::new(),
+            unseen: BTreeSet::new(),
         }
     }
 
@@ -84,6 +96,9 @@ impl Window {
                 continue;
             }
             self.judge(task);
+            if self.doubts.everybody_waits {
+                self.graph.waits(task.id);
+            }
             if let Some(tracer) = task.tracer {
                 self.graph.relate(tracer, task.id, Relation::Traced);
             }
@@ -251,6 +266,16 @@ impl Window {
     }
 
     fn edge(&mut self, edge: &Edge) {
+        if let What::Flow(object, _) = edge.what {
+            if self.unseen.contains(&object.kind) {
+                self.graph.uncertain(edge.process, Uncertainty::LostProbe);
+            } else if edge.origin == Origin::Held {
+                self.held
+                    .entry(object.kind)
+                    .or_default()
+                    .insert(edge.process);
+            }
+        }
         let graph = &mut self.graph;
         let standing = edge.origin != Origin::Event;
         match edge.what {
@@ -281,7 +306,26 @@ impl Window {
             ),
             What::Relation(other, relation) => graph.relate(edge.process, other, relation),
             What::Waits => graph.waits(edge.process),
+            What::Unseen(bits) => {
+                graph.uncertain(edge.process, Uncertainty::LostProbe);
+                for kind in kinds(bits) {
+                    self.doubt(kind);
+                }
+            }
             What::Unknown => graph.uncertain(edge.process, Uncertainty::UnknownObject),
+        }
+    }
+
+    /// Something has gone through an object of this kind, and nobody knows which: whoever uses one, or
+    /// could be reached through one, may have got it.
+    fn doubt(&mut self, kind: ObjectKind) {
+        if !self.unseen.insert(kind) {
+            return;
+        }
+        let mut concerned = self.held.remove(&kind).unwrap_or_default();
+        concerned.extend(self.graph.users(kind));
+        for process in concerned {
+            self.graph.uncertain(process, Uncertainty::LostProbe);
         }
     }
 }
@@ -295,5 +339,93 @@ fn leads_outside(object: ObjectId) -> bool {
         // hwrng, kvm, autofs, loop-control, btrfs-control, the device mapper's control.
         (MISC, minor) => ![183, 232, 235, 237, 234, 236].contains(&minor),
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use depgraph::Direction;
+
+    use super::*;
+
+    const WRITER: ProcessId = ProcessId { pid: 1, start: 1 };
+    const READER: ProcessId = ProcessId { pid: 2, start: 1 };
+    const HOLDER: ProcessId = ProcessId { pid: 3, start: 1 };
+    const OTHER: ProcessId = ProcessId { pid: 4, start: 1 };
+    const PIPE: u64 = 1 << 1;
+
+    fn pipe(b: u64) -> ObjectId {
+        ObjectId {
+            kind: ObjectKind::Pipe,
+            a: 0,
+            b,
+        }
+    }
+
+    fn edge(process: ProcessId, what: What, origin: Origin) -> Edge {
+        Edge {
+            process,
+            what,
+            origin,
+        }
+    }
+
+    fn reads(process: ProcessId, b: u64) -> Edge {
+        let what = What::Flow(pipe(b), Direction::Reads);
+        edge(process, what, Origin::Event)
+    }
+
+    fn window(doubts: Doubts) -> Window {
+        let mut window = Window::new(Vec::new(), doubts);
+        for process in [WRITER, READER, HOLDER, OTHER] {
+            window.graph().process(process);
+        }
+        window
+    }
+
+    #[test]
+    fn what_could_not_be_looked_at_concerns_all_who_may_have_got_it() {
+        let unseen = edge(WRITER, What::Unseen(PIPE), Origin::Event);
+        let holds = edge(HOLDER, What::Flow(pipe(2), Direction::Both), Origin::Held);
+        let socket = ObjectId {
+            kind: ObjectKind::UnixSocket,
+            ..pipe(1)
+        };
+        let elsewhere = edge(OTHER, What::Flow(socket, Direction::Both), Origin::Event);
+        let edges = [unseen, reads(READER, 1), holds, elsewhere];
+        // In whatever order they come.
+        for first in 0..edges.len() {
+            let mut window = window(Doubts::default());
+            let mut edges = edges;
+            edges.rotate_left(first);
+            window.take(&edges);
+            for process in [WRITER, READER, HOLDER] {
+                assert!(!window.may_pause(process), "{process:?} after {first}");
+            }
+            assert!(window.may_pause(OTHER));
+        }
+    }
+
+    #[test]
+    fn without_the_list_of_kinds_only_the_one_who_did_it_is_concerned() {
+        let mut window = window(Doubts::default());
+        window.take(&[
+            reads(READER, 1),
+            edge(WRITER, What::Unseen(0), Origin::Event),
+        ]);
+        assert!(!window.may_pause(WRITER));
+        assert!(window.may_pause(READER));
+    }
+
+    #[test]
+    fn without_what_nothing_replaces_everybody_is_uncertain() {
+        let everyone = Doubts {
+            everyone: true,
+            ..Doubts::default()
+        };
+        let window = window(everyone);
+        assert!(!window.may_pause(OTHER));
+        let doubt = window.summary(Losses::default()).doubt;
+        assert_eq!(doubt, Some(Uncertainty::LostProbe));
     }
 }

@@ -62,4 +62,6 @@ pub enum Uncertainty {
     Untracked,
     /// Somebody turned to it while it was frozen.
     CalledWhileFrozen,
+    /// A probe that would have seen what it did does not work in this kernel.
+    LostProbe,
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::chain::{Chain, Link, Via};
 use crate::class::{Class, Mark, Source, Uncertainty};
-use crate::ids::{Direction, External, ObjectId, ProcessId, Relation};
+use crate::ids::{Direction, External, ObjectId, ObjectKind, ProcessId, Relation};
 
 /// Not reached from the outside.
 const FAR: u32 = u32::MAX;
@@ -302,6 +302,15 @@ impl Graph {
                 .collect()
         };
         (ids(&object.writers), ids(&object.readers))
+    }
+
+    /// The processes that have used an object of a kind.
+    pub fn users(&self, kind: ObjectKind) -> HashSet<ProcessId> {
+        let objects = self.objects.iter().filter(|object| object.id.kind == kind);
+        objects
+            .flat_map(|object| object.writers.iter().chain(&object.readers))
+            .map(|index| self.processes[*index as usize].id)
+            .collect()
     }
 
     /// Processes, objects and edges held.

@@ -19,12 +19,14 @@ mod frame;
 #[cfg(feature = "test-support")]
 pub mod fuzz_entry;
 mod host;
+mod lost;
 mod message;
 mod pages;
 mod rule;
 
 pub use frame::{Decoder, FRAME_MAX, TooLarge, encode};
 pub use host::{ANSWER_FRAMES_MAX, Host, ProtocolError, UNASKED};
+pub use lost::{LossCause, LossEffect, LostProbe, ProbeState};
 pub use message::{
     Answer, Armed, Candidate, Capabilities, Decided, Failure, FrozenReport, Losses, ProcessRecord,
     Reason, Refusal, Request, Summary, ThawReason, Tier, ToAgent, ToHost, Welcome, shortened,
@@ -36,4 +38,7 @@ pub use rule::{PauseLimit, Rule, RuleError, Specificity, Subject, Traits, Treatm
 pub const PORT: &str = "org.unmoor.0";
 
 /// Version of the protocol. A change that an older side would misread makes a new one.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
+/// The oldest version that both sides still speak. With a peer that speaks this one nothing is said
+/// that came later.
+pub const VERSION_OLDEST: u16 = 2;

@@ -3,6 +3,7 @@
 use depgraph::{Class, ProcessId, Source, Uncertainty, Via};
 use serde::{Deserialize, Serialize};
 
+use crate::lost::ProbeState;
 use crate::pages::PageSet;
 use crate::rule::{PauseLimit, Rule};
 
@@ -76,6 +77,8 @@ pub enum Request {
         /// Of whom.
         processes: Vec<ProcessId>,
     },
+    /// Which probes work, and what is uncertain without the others. From version 3 on.
+    ProbeState,
 }
 
 /// From the agent.
@@ -136,6 +139,8 @@ pub enum Answer {
     Candidates(Vec<Candidate>),
     /// To [`Request::Dependents`].
     Dependents(Vec<ProcessId>),
+    /// To [`Request::ProbeState`].
+    ProbeState(ProbeState),
 }
 
 /// A process that may be paused unless it exchanges data with one that may not.

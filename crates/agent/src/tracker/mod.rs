@@ -4,14 +4,19 @@
 //! done beforehand. Only the few probes in the way of what programs do all the time cost something
 //! even when they record nothing: those are attached when a window opens.
 
-mod probes;
+mod diagnosis;
+#[cfg(feature = "faults")]
+mod faults;
+mod load;
+mod loss;
+mod lsm;
+mod plan;
 mod records;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::Read;
-use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
@@ -21,15 +26,18 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use depgraph::{Direction, ObjectKind};
-use guest_proto::Losses;
+use guest_proto::{LossCause, LossEffect, Losses, LostProbe, ProbeState};
 use libbpf_rs::query::ProgInfoIter;
-use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::skel::Skel;
 use libbpf_rs::{
-    Iter, Link, MapCore, MapFlags, PrintLevel, Program, ProgramMut, RingBuffer, RingBufferBuilder,
+    Iter, Link, MapCore, MapFlags, Program, ProgramMut, RingBuffer, RingBufferBuilder,
 };
 
+use crate::processes;
+pub(crate) use loss::Doubts;
+use plan::Plan;
 use records::{EDGE, KEY, TASK};
-pub(crate) use records::{Edge, Origin, Task, What, device};
+pub(crate) use records::{Edge, Origin, Task, What, device, kinds};
 
 #[expect(
     clippy::undocumented_unsafe_blocks,
@@ -62,7 +70,11 @@ pub(crate) struct Tracker {
     links: Links,
     /// Of the last window.
     detaching: Option<Detaching>,
-    missing: Vec<String>,
+    plan: Plan,
+    tries: u16,
+    took_ms: u32,
+    /// Probes that could not be attached when the window opened, and why.
+    unattached: Vec<(String, String)>,
     /// Ids of the probes, and how often each was skipped before the window.
     skipped_before: Vec<(u32, u64)>,
     ring_full_before: u64,
@@ -119,47 +131,51 @@ pub(crate) struct Snapshot {
 }
 
 impl Tracker {
-    /// Loads the probes.
-    pub(crate) fn load() -> Result<Self> {
-        // What the kernel's verifier has to say reaches the system's log.
-        libbpf_rs::set_print(Some((PrintLevel::Warn, |_, text| eprint!("{text}"))));
-        // Once in the life of the process, and as long.
-        let object = Box::leak(Box::new(MaybeUninit::uninit()));
-        let mut open = skeleton::TrackerSkelBuilder::default()
-            .open(object)
-            .context("reading the probes")?;
-        let rodata = open.maps.rodata_data.as_deref_mut();
-        rodata.context("no constants")?.agent_pid = std::process::id();
-        let missing = probes::fit(open.open_object_mut())?;
-        let skeleton = open.load().context("the kernel does not take the probes")?;
+    /// Loads the probes that this kernel takes. Without any, tells why.
+    pub(crate) fn load() -> Result<Self, ProbeState> {
+        let loaded = load::load().map_err(|(cause, detail)| ProbeState::none(cause, &detail))?;
         let arrived = Rc::new(RefCell::new(Vec::new()));
-        let sink = Rc::clone(&arrived);
-        let mut ring = RingBufferBuilder::new();
-        ring.add(&skeleton.maps.wakeups, move |record| {
-            sink.borrow_mut().push(Edge::read(record));
-            0
+        let ring = ring(&loaded.skeleton, Rc::clone(&arrived)).map_err(|error| {
+            ProbeState::none(LossCause::Other, &format!("the ring of events: {error:#}"))
         })?;
-        let ring = ring.build()?;
-        let mut tracker = Tracker {
-            skeleton,
+        Ok(Tracker {
+            skeleton: loaded.skeleton,
             ring,
             arrived,
-            resident: Links::new(),
+            resident: loaded.resident,
             links: Links::new(),
-            detaching: None,
-            missing,
+            // They have shown that they can be attached.
+            detaching: Some(Detaching::begin(loaded.hot)),
+            plan: loaded.plan,
+            tries: loaded.tries,
+            took_ms: loaded.took_ms,
+            unattached: Vec::new(),
             skipped_before: Vec::new(),
             ring_full_before: 0,
-        };
-        let mut resident = Links::new();
-        tracker.attach(&mut resident, |name| !probes::is_hot(name))?;
-        tracker.resident = resident;
-        Ok(tracker)
+        })
     }
 
-    /// Probes that this kernel has no place for.
-    pub(crate) fn missing(&self) -> &[String] {
-        &self.missing
+    /// What works and what does not.
+    pub(crate) fn state(&self) -> ProbeState {
+        let lost = self.plan.lost().iter().map(loss::Lost::told);
+        let unattached = self.unattached.iter().filter_map(|(name, error)| {
+            let row = loss::row_of(name)?;
+            let (cause, effect) = (LossCause::Attach, LossEffect::Everyone);
+            Some(LostProbe::new(name, row.sees, cause, error, effect))
+        });
+        ProbeState {
+            none: None,
+            lost: lost.chain(unattached).collect(),
+            tries: self.tries,
+            took_ms: self.took_ms,
+        }
+    }
+
+    /// What a window takes for uncertain from its beginning.
+    pub(crate) fn doubts(&self) -> Doubts {
+        let mut doubts = loss::doubts(self.plan.lost());
+        doubts.everyone |= !self.unattached.is_empty();
+        doubts
     }
 
     /// Becomes readable when edges have arrived.
@@ -197,12 +213,13 @@ impl Tracker {
         for edge in self.mappings()? {
             self.note_written(&edge)?;
         }
-        let attached = self.attach(&mut links, probes::is_hot);
+        let failures = load::attach(&mut self.skeleton, &mut links, load::is_hot);
+        let name = |name: OsString| name.to_string_lossy().into_owned();
+        self.unattached = failures
+            .into_iter()
+            .map(|(program, error)| (name(program), error))
+            .collect();
         self.links = links;
-        if let Err(error) = attached {
-            self.disarm();
-            return Err(error);
-        }
         self.skipped_before = self.skipped();
         self.ring_full_before = self.counters().ring_full;
         // A probe that is not armed takes note of what it sees as seen, with the epoch that it
@@ -211,20 +228,6 @@ impl Tracker {
         self.next_epoch();
         let count = self.resident.len() + self.links.len();
         Ok(u16::try_from(count).unwrap_or(u16::MAX))
-    }
-
-    /// The probes of this kind that are not attached.
-    fn attach(&mut self, links: &mut Links, kind: impl Fn(&OsStr) -> bool) -> Result<()> {
-        for program in self.skeleton.object_mut().progs_mut() {
-            let wanted = probes::is_probe(program.section()) && program.autoload();
-            if wanted && kind(program.name()) && !links.contains_key(program.name()) {
-                let name = program.name().to_owned();
-                let link = probes::attach(&program)
-                    .with_context(|| format!("attaching {}", name.to_string_lossy()))?;
-                links.insert(name, link);
-            }
-        }
-        Ok(())
     }
 
     fn set_armed(&mut self, armed: bool) {
@@ -258,7 +261,18 @@ impl Tracker {
 
     /// What processes could be spoken to through.
     pub(crate) fn held(&self) -> Result<Vec<Edge>> {
+        // Without it all processes are uncertain.
+        if !self.plan.is_on("held_files") {
+            return Ok(Vec::new());
+        }
         iterate(&self.skeleton.progs.held_files, EDGE, Edge::read)
+    }
+
+    fn tasks(&self) -> Result<Vec<Task>> {
+        if !self.plan.is_on("tasks") {
+            return Ok(processes::tasks());
+        }
+        iterate(&self.skeleton.progs.tasks, TASK, Task::read)
     }
 
     /// Ends a window. When a probe is detached the kernel waits until every task that wants to run
@@ -284,6 +298,7 @@ impl Tracker {
             variables.table_full = 0;
             variables.recorded = 0;
             variables.urgent = 0;
+            variables.all_written = 0;
         }
     }
 
@@ -304,9 +319,8 @@ impl Tracker {
     /// What stands: processes, open connections, shared mappings. With the window's probes
     /// attached, nothing falls between the two.
     pub(crate) fn snapshot(&mut self) -> Result<Snapshot> {
-        let progs = &self.skeleton.progs;
-        let tasks = iterate(&progs.tasks, TASK, Task::read)?;
-        let mut edges = iterate(&progs.held_files, EDGE, Edge::read)?;
+        let tasks = self.tasks()?;
+        let mut edges = self.held()?;
         let mappings = self.mappings()?;
         for edge in &mappings {
             self.note_written(edge)?;
@@ -332,6 +346,9 @@ impl Tracker {
     }
 
     fn mappings(&self) -> Result<Vec<Edge>> {
+        if !self.plan.is_on("mappings") {
+            return Ok(Vec::new());
+        }
         iterate(&self.skeleton.progs.mappings, EDGE, Edge::read)
     }
 
@@ -392,6 +409,19 @@ impl Tracker {
             .map(|info| (info.id, info.recursion_misses))
             .collect()
     }
+}
+
+/// The ring through which edges arrive.
+fn ring(
+    skeleton: &skeleton::TrackerSkel<'static>,
+    sink: Rc<RefCell<Vec<Edge>>>,
+) -> libbpf_rs::Result<RingBuffer<'static>> {
+    let mut ring = RingBufferBuilder::new();
+    ring.add(&skeleton.maps.wakeups, move |record| {
+        sink.borrow_mut().push(Edge::read(record));
+        0
+    })?;
+    ring.build()
 }
 
 /// Takes everything out of a map. The library ends a walk at the first batch that is not full, as

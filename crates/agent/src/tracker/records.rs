@@ -22,6 +22,8 @@ pub(crate) enum What {
     External(Interface, Option<SocketAddr>),
     Relation(ProcessId, Relation),
     Waits,
+    /// What could not be looked at: the bits are the kinds of objects that it may have gone through.
+    Unseen(u64),
     /// Of a kind that this agent does not know: its probes are of another version.
     Unknown,
 }
@@ -98,6 +100,7 @@ impl Edge {
         let what = match kind {
             16 => interface(a).map(|interface| What::External(interface, peer)),
             17 => related(a, b, relation),
+            18 => Some(What::Unseen(a)),
             _ => flow(kind, a, b, direction),
         };
         Edge {
@@ -135,9 +138,16 @@ impl Task {
     }
 }
 
-fn flow(kind: u16, a: u64, b: u64, direction: u8) -> Option<What> {
+/// The kinds of objects whose bits are set.
+pub(crate) fn kinds(bits: u64) -> impl Iterator<Item = ObjectKind> {
+    (0..16)
+        .filter(move |number| bits & (1 << number) != 0)
+        .filter_map(object_kind)
+}
+
+fn object_kind(number: u16) -> Option<ObjectKind> {
     use ObjectKind as K;
-    let kind = match kind {
+    Some(match number {
         1 => K::Pipe,
         2 => K::UnixSocket,
         3 => K::Tcp,
@@ -154,7 +164,11 @@ fn flow(kind: u16, a: u64, b: u64, direction: u8) -> Option<What> {
         14 => K::BlockDevice,
         15 => K::Device,
         _ => return None,
-    };
+    })
+}
+
+fn flow(kind: u16, a: u64, b: u64, direction: u8) -> Option<What> {
+    let kind = object_kind(kind)?;
     let direction = match direction {
         1 => Direction::Reads,
         2 => Direction::Writes,

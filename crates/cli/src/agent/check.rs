@@ -7,6 +7,7 @@ use guest_proto::{Capabilities, Tier};
 use serde::Serialize;
 
 use super::client::{AgentError, Client};
+use super::probes::LostProbe;
 use super::words::printable;
 
 /// Whether the guest's agent can do what a dependency-aware migration needs.
@@ -24,6 +25,8 @@ pub(crate) struct Check {
     owners: bool,
     /// It can freeze processes.
     freezer: bool,
+    /// Probes that do not work, and what is uncertain without them.
+    lost_probes: Vec<LostProbe>,
     /// What to change.
     advice: String,
 }
@@ -31,16 +34,20 @@ pub(crate) struct Check {
 impl Check {
     /// Asks it.
     pub(crate) fn of(path: &Path) -> Self {
-        match Client::connect(path) {
-            Ok((_, welcome)) => {
+        let asked = Client::connect(path).and_then(|(mut client, welcome)| {
+            let state = client.probe_state()?;
+            Ok((welcome, state))
+        });
+        match asked {
+            Ok((welcome, state)) => {
                 let Capabilities { owners, freezer } = welcome.capabilities;
+                let lost_probes = LostProbe::of(&state);
                 let advice = match &welcome.tier {
-                    Tier::Probes => String::new(),
-                    Tier::StandingFactsOnly { reason } => format!(
-                        "run a kernel with type information (CONFIG_DEBUG_INFO_BTF) and let the \
-                         agent have CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN: {}",
+                    // An agent of the version before gives a reason only.
+                    Tier::StandingFactsOnly { reason } if lost_probes.is_empty() => {
                         printable(reason)
-                    ),
+                    }
+                    Tier::StandingFactsOnly { .. } | Tier::Probes => String::new(),
                 };
                 Check {
                     answers: true,
@@ -49,6 +56,7 @@ impl Check {
                     probes: welcome.tier == Tier::Probes,
                     owners,
                     freezer,
+                    lost_probes,
                     advice,
                 }
             }
@@ -64,6 +72,7 @@ impl Check {
             probes: false,
             owners: false,
             freezer: false,
+            lost_probes: Vec::new(),
             advice: error.to_string(),
         }
     }
@@ -88,6 +97,9 @@ impl fmt::Display for Check {
         }
         if !self.advice.is_empty() {
             write!(f, "; {}", self.advice)?;
+        }
+        for lost in &self.lost_probes {
+            write!(f, "\nagent: {}", lost.sentence())?;
         }
         Ok(())
     }

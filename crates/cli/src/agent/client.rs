@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use depgraph::ProcessId;
 use guest_proto::{
-    Answer, Armed, FrozenReport, Host, PageSetError, ProcessRecord, ProtocolError, Request, Rule,
-    Run, Summary, ThawReason, VERSION, Welcome,
+    Answer, Armed, FrozenReport, Host, PageSetError, ProbeState, ProcessRecord, ProtocolError,
+    Request, Rule, Run, Summary, ThawReason, VERSION, VERSION_OLDEST, Welcome,
 };
 use thiserror::Error;
 
@@ -42,8 +42,11 @@ pub enum AgentError {
     )]
     Silent,
     /// It speaks another version of the protocol.
-    #[error("the agent is of another release: run the same unmoor in the guest as here")]
-    Release,
+    #[error(
+        "the agent is of a release that this unmoor does not understand (protocol {0}): run the same \
+         unmoor in the guest as here"
+    )]
+    Release(u16),
     /// QEMU has ended.
     #[error("QEMU has closed the agent channel")]
     Closed,
@@ -66,6 +69,8 @@ pub enum AgentError {
 pub struct Client {
     stream: UnixStream,
     host: Host,
+    /// Version of the protocol that both speak.
+    version: u16,
     /// No answer is waited for beyond this.
     until: Option<Instant>,
 }
@@ -123,11 +128,26 @@ impl Client {
         let mut client = Client {
             stream,
             host: Host::new(session),
+            version: VERSION,
             until,
         };
         match client.ask(Request::Hello { version: VERSION })? {
-            Answer::Welcome(welcome) if welcome.version == VERSION => Ok((client, welcome)),
-            Answer::Welcome(_) => Err(AgentError::Release),
+            Answer::Welcome(welcome) if (VERSION_OLDEST..=VERSION).contains(&welcome.version) => {
+                client.version = welcome.version;
+                Ok((client, welcome))
+            }
+            Answer::Welcome(welcome) => Err(AgentError::Release(welcome.version)),
+            _ => Err(AgentError::Unexpected),
+        }
+    }
+
+    /// Which probes work; nothing is known of that from an agent of the version before.
+    pub fn probe_state(&mut self) -> Result<ProbeState, AgentError> {
+        if self.version == VERSION_OLDEST {
+            return Ok(ProbeState::default());
+        }
+        match self.ask(Request::ProbeState)? {
+            Answer::ProbeState(state) => Ok(state),
             _ => Err(AgentError::Unexpected),
         }
     }

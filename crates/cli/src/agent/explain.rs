@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags};
 use serde_json::{Value, json};
 
 use super::client::{AgentError, Client, Report};
+use super::probes::LostProbe;
 use super::words::{Words, printable};
 use super::{dot, table};
 use crate::args::ExplainArgs;
@@ -64,7 +65,11 @@ pub(crate) fn run(args: &ExplainArgs) -> Exit {
 fn explain(args: &ExplainArgs) -> Result<Exit, AgentError> {
     let signals = Signals::install()?;
     let (mut client, welcome) = Client::connect(&args.agent)?;
-    if let Tier::StandingFactsOnly { reason } = &welcome.tier {
+    let lost = LostProbe::of(&client.probe_state()?);
+    for one in &lost {
+        eprintln!("unmoor: {}", one.sentence());
+    }
+    if let (Tier::StandingFactsOnly { reason }, []) = (&welcome.tier, &lost[..]) {
         eprintln!(
             "unmoor: the guest's kernel cannot be probed ({}): whoever is active is taken to be \
              dependent",
@@ -84,7 +89,7 @@ fn explain(args: &ExplainArgs) -> Result<Exit, AgentError> {
     let hot = sample(&mut client, &signals, &report, args.sample)?;
     client.disarm()?;
     if args.json {
-        println!("{}", as_json(&welcome, &armed, &report, &hot));
+        println!("{}", as_json(&welcome, &armed, &lost, &report, &hot));
     } else if args.dot {
         print!("{}", dot::dot(&report));
     } else {
@@ -136,7 +141,13 @@ fn sample(
         .collect())
 }
 
-fn as_json(welcome: &Welcome, armed: &Armed, report: &Report, hot: &HotSets) -> Value {
+fn as_json(
+    welcome: &Welcome,
+    armed: &Armed,
+    lost: &[LostProbe],
+    report: &Report,
+    hot: &HotSets,
+) -> Value {
     let words = Words::new(&report.processes);
     let processes: Vec<Value> = report
         .processes
@@ -149,6 +160,7 @@ fn as_json(welcome: &Welcome, armed: &Armed, report: &Report, hot: &HotSets) -> 
         "kernel": welcome.kernel,
         "probes": armed.probes,
         "missing_probes": armed.missing,
+        "lost_probes": lost,
         "attach_us": armed.attach_us,
         "snapshot_us": armed.snapshot_us,
         "window_ms": summary.window_ms,

@@ -182,6 +182,7 @@ pub(super) fn uncertain(why: Uncertainty) -> &'static str {
         Uncertainty::GraphFull => "uncertain: the agent has no room for all that it does",
         Uncertainty::UnknownObject => "uncertain: it uses something unknown",
         Uncertainty::CalledWhileFrozen => "somebody turned to it while it was frozen",
+        Uncertainty::LostProbe => "uncertain: a probe that would have seen it does not work",
         Uncertainty::Untracked => "uncertain: it was active, and this kernel has no probes",
     }
 }

@@ -72,6 +72,7 @@ impl Status {
             rate: None,
             link_bytes_per_s: None,
             bandwidth_bytes_per_s: None,
+            lost_probes: Vec::new(),
         }
     }
 }
@@ -101,6 +102,9 @@ pub(crate) struct Status {
     pub(crate) link_bytes_per_s: Option<u64>,
     /// The limit in force.
     pub(crate) bandwidth_bytes_per_s: Option<u64>,
+    /// Of each probe of the guest that does not work, in words: what is uncertain, and why.
+    #[serde(default)]
+    pub(crate) lost_probes: Vec<String>,
 }
 
 #[cfg(test)]

@@ -99,6 +99,9 @@ fn describe(status: &Status) -> String {
     if let Some(path) = &status.path {
         text += &format!("    {path}\n");
     }
+    for lost in &status.lost_probes {
+        text += &format!("    {lost}\n");
+    }
     if status.in_doubt {
         text += &format!("    in doubt: unmoor resolve {session}\n");
     }

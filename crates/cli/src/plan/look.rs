@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use depgraph::ProcessId;
-use guest_proto::{ProcessRecord, ProtocolError, Tier};
+use guest_proto::{LossEffect, ProcessRecord, ProtocolError, Tier};
 use hypervisor::Vm;
 use migrate::forecast::{BACKGROUND, Candidate, Dirtying, Picture, used};
 use migrate::pilot::{CANDIDATE_KIB, CANDIDATES_MAX, Job, sweeps};
@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags};
 use thiserror::Error;
 
 use crate::QMP_CONNECT_LIMIT;
-use crate::agent::{AgentError, Client, Pages, printable};
+use crate::agent::{AgentError, Client, LostProbe, Pages, printable};
 use crate::args::PlanArgs;
 use crate::poll::wait;
 use crate::signals::Signals;
@@ -134,6 +134,13 @@ impl<'a> Look<'a> {
                     Tier::Probes => Err("the agent cannot freeze".to_owned()),
                     Tier::StandingFactsOnly { reason } => Err(printable(reason)),
                 };
+                let lost = LostProbe::of(&client.probe_state()?);
+                if lost.iter().any(|lost| lost.effect == LossEffect::Everyone)
+                    && guest.pausable.is_ok()
+                {
+                    guest.pausable = Err("every process is taken to be dependent".to_owned());
+                }
+                guest.notes.extend(lost.iter().map(LostProbe::sentence));
                 self.ask_agent(&mut client, &mut guest)?;
             }
             Err(error) => {

@@ -37,6 +37,7 @@ impl Receiver<'_> {
             rate: None,
             link_bytes_per_s: None,
             bandwidth_bytes_per_s: None,
+            lost_probes: Vec::new(),
         }
     }
 }

@@ -81,6 +81,11 @@ impl Report for Human {
                 bytes(*bytes_again)
             )),
             Event::Note { text } => self.say(&format!("note: {text}")),
+            Event::LostProbes { probes } => {
+                for lost in probes {
+                    self.say(&format!("note: {}", lost.sentence()));
+                }
+            }
             Event::Phase { .. } | Event::Pass { .. } | Event::Writing { .. } => {}
             Event::Progress(progress) => self.progress(progress),
             Event::Classified {

@@ -51,6 +51,7 @@ struct Figures {
     paused: Figure,
     stopped: Figure,
     reconnects: Figure,
+    lost_probes: Figure,
     phase: Family<Phase, Figure>,
 }
 
@@ -94,6 +95,11 @@ impl Figures {
                 "reconnects",
                 "Connections that were lost and came back",
                 &self.reconnects,
+            ),
+            (
+                "lost_probes",
+                "Probes of the guest that do not work: what they would see is taken for a dependency",
+                &self.lost_probes,
             ),
         ];
         for (name, help, figure) in counts {
@@ -144,6 +150,9 @@ impl Figures {
             Event::Thawed { processes, .. } => {
                 let left = self.paused.get().saturating_sub(processes.len() as u64);
                 self.paused.set(left);
+            }
+            Event::LostProbes { probes } => {
+                self.lost_probes.set(probes.len() as u64);
             }
             Event::Stopped => {
                 self.stopped.set(1);

@@ -18,6 +18,8 @@ use guest_proto::ProcessRecord;
 use hypervisor::VmFacts;
 use migrate::SourceStats;
 
+use crate::agent::LostProbe;
+
 use serde::Serialize;
 use wire::Followed;
 
@@ -52,6 +54,8 @@ pub(crate) enum Event {
     },
     /// Something to know that is not an error.
     Note { text: String },
+    /// Source: probes of the guest do not work; what is uncertain without them, and what to do.
+    LostProbes { probes: Vec<LostProbe> },
     /// The migration has entered another phase.
     Phase { phase: &'static str },
     /// QEMU has synchronised its dirty bitmap.

@@ -7,7 +7,7 @@ use hypervisor::VmFacts;
 use serde::Serialize;
 
 use super::{Named, Sample, Summary, Writer};
-use crate::agent::Words;
+use crate::agent::{LostProbe, Words};
 
 /// Processes that a report names; of more, the nearest to the outside and the largest.
 const PROCESSES_MAX: usize = 2000;
@@ -42,6 +42,8 @@ pub(crate) struct Record {
     pub pauses: Vec<Pause>,
     /// Processes whose memory was held at first, and that were moved live.
     pub moved_live: Vec<Spared>,
+    /// Probes of the guest that do not work.
+    pub lost_probes: Vec<LostProbe>,
     pub writers: Vec<Writer>,
     pub marks: Vec<Mark>,
     /// For which there was no room.

@@ -67,6 +67,12 @@ impl Recorder {
                 record.session = Some(session.clone());
             }
             Event::Note { text } => self.mark(now, MarkKind::Note, text.clone()),
+            Event::LostProbes { probes } => {
+                for lost in probes {
+                    self.mark(now, MarkKind::Note, lost.sentence());
+                }
+                self.record.lost_probes.clone_from(probes);
+            }
             Event::Resumed { after_ms, .. } => {
                 let after = duration_ms(*after_ms);
                 self.mark(

@@ -89,6 +89,12 @@ impl Traced {
             }
             Event::Stalled => warn!(parent: &self.migration, "stalled"),
             Event::Note { text } => info!(parent: &self.migration, text, "note"),
+            Event::LostProbes { probes } => {
+                for lost in probes {
+                    let text = lost.sentence();
+                    warn!(parent: &self.migration, text, "a probe does not work");
+                }
+            }
             Event::Resumed {
                 after_ms,
                 bytes_again,

@@ -16,7 +16,7 @@ use rustix::event::PollFlags;
 use super::meter::LinkRate;
 use super::session::{Session, wall_clock};
 use super::{Failure, failed};
-use crate::agent::{AgentError, Client, Heard, Line};
+use crate::agent::{AgentError, Client, Heard, Line, LostProbe};
 use crate::args::{ProtocolArg, SendArgs, StallArg};
 use crate::report::{Detail, Event, Forecast, Named, Paused, Report, Writer};
 
@@ -41,6 +41,8 @@ pub(super) struct Steering {
     pub(super) free_at_start: Option<u64>,
     /// From the first question to the agent until memory could be read.
     pub(super) agent_time: Option<Duration>,
+    /// Of each of the guest's probes that does not work, in words.
+    pub(super) lost_probes: Vec<String>,
 }
 
 impl Steering {
@@ -95,6 +97,7 @@ impl Steering {
             asked_to_freeze: HashMap::new(),
             free_at_start: None,
             agent_time: None,
+            lost_probes: Vec::new(),
         })
     }
 
@@ -340,6 +343,14 @@ impl Session<'_> {
             }
             PilotNews::Stalled => Event::Stalled,
             PilotNews::Note(text) => Event::Note { text },
+            PilotNews::Probes(state) => {
+                let probes = LostProbe::of(&state);
+                if probes.is_empty() {
+                    return;
+                }
+                self.steering.lost_probes = probes.iter().map(LostProbe::sentence).collect();
+                Event::LostProbes { probes }
+            }
         };
         self.report.tell(&event);
     }

@@ -77,6 +77,7 @@ impl Session<'_> {
             rate: Some(now),
             link_bytes_per_s: self.output.link_rate(),
             bandwidth_bytes_per_s: self.bandwidth,
+            lost_probes: self.steering.lost_probes.clone(),
         }
     }
 }

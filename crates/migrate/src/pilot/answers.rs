@@ -1,7 +1,7 @@
 //! What the pilot makes of the agent's answers.
 
 use depgraph::ProcessId;
-use guest_proto::{Answer, Request, Tier, VERSION};
+use guest_proto::{Answer, Request, Tier, VERSION, VERSION_OLDEST};
 
 use super::member::{self, Member, State};
 use super::talk::{Pages, Told};
@@ -47,6 +47,8 @@ impl Pilot {
                 self.release(&who, why, source);
                 self.next_stage_or_settle();
             }
+            // It is only to be told to people.
+            Request::ProbeState => self.step = self.after_probes,
             // What was to be thawed has been thawed, or the window is gone with all it held.
             Request::Renew { .. } | Request::Thaw => {
                 self.agent_lost(why, source);
@@ -65,19 +67,22 @@ impl Pilot {
 
     fn told(&mut self, told: Told, source: &mut Source) {
         match told {
-            Told::Welcome(welcome) if welcome.version != VERSION => {
+            Told::Welcome(welcome) if !(VERSION_OLDEST..=VERSION).contains(&welcome.version) => {
                 let why = "it is of another release: run the same unmoor in the guest as here";
                 self.agent_lost(why, source);
             }
             Told::Welcome(welcome) => {
                 let can = welcome.capabilities.owners && welcome.capabilities.freezer;
-                self.step = match (self.settings.protocol, &welcome.tier) {
+                let tells_of_probes = welcome.version > VERSION_OLDEST;
+                let next = match (self.settings.protocol, &welcome.tier) {
                     (Protocol::Live, _) => Step::FreePages,
                     (Protocol::StopCopy, Tier::Probes) if can => Step::Survey,
                     // Nobody is frozen.
                     (Protocol::PostCopy, Tier::Probes) if welcome.capabilities.owners => {
                         Step::Survey
                     }
+                    // What it says of its probes has the reason.
+                    (_, Tier::StandingFactsOnly { .. }) if tells_of_probes => Step::FreePages,
                     (_, Tier::StandingFactsOnly { reason }) => {
                         let reason = format!("all memory is moved live: {reason}");
                         self.note(reason);
@@ -88,6 +93,14 @@ impl Pilot {
                         Step::FreePages
                     }
                 };
+                let asks = tells_of_probes && self.settings.protocol != Protocol::Live;
+                self.after_probes = next;
+                self.step = if asks { Step::Probes } else { next };
+            }
+            Told::Probes(state) => {
+                self.step = self.after_probes;
+                self.actions
+                    .push_back(PilotAction::Tell(PilotNews::Probes(state)));
             }
             Told::Candidates(mut candidates) => {
                 candidates.sort_by_key(|one| std::cmp::Reverse(one.anonymous_kib));

@@ -103,6 +103,7 @@ const THROTTLE_MAX: u8 = 99;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
     Hello,
+    Probes,
     Survey,
     Owners,
     Watch,
@@ -152,6 +153,8 @@ pub struct Pilot {
     settings: PilotSettings,
     actions: VecDeque<PilotAction>,
     step: Step,
+    /// The step after the probes have been asked for.
+    after_probes: Step,
     course: Course,
     free: FreePages,
     hearing: Option<(Hearing, Duration)>,
@@ -205,6 +208,7 @@ impl Pilot {
             settings,
             actions: VecDeque::from([PilotAction::DowntimeLimit(limit, None)]),
             step: Step::Gone,
+            after_probes: Step::FreePages,
             course: Course::Free,
             free: FreePages::Unknown,
             hearing: None,
@@ -646,6 +650,7 @@ impl Pilot {
         }
         match self.step {
             Step::Hello => Some(Request::Hello { version: VERSION }),
+            Step::Probes => Some(Request::ProbeState),
             Step::Survey => Some(Request::Survey {
                 rules: self.settings.rules.clone(),
                 at_least_kib: CANDIDATE_KIB,

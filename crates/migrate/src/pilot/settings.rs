@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use depgraph::ProcessId;
-use guest_proto::{ProcessRecord, Request, Rule, Run, Summary};
+use guest_proto::{ProbeState, ProcessRecord, Request, Rule, Run, Summary};
 
 use super::Job;
 
@@ -77,6 +77,8 @@ pub enum PilotNews {
     Classified(Vec<ProcessRecord>, Summary),
     /// How fast processes write, in bytes a second, and how much memory that is.
     Writing(Vec<Job>),
+    /// Which of the guest's probes work.
+    Probes(ProbeState),
     /// Processes are about to be frozen, for so long by estimate.
     Freezing(Vec<ProcessId>, Duration),
     /// They stand.

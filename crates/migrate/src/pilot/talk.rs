@@ -1,7 +1,9 @@
 //! One question to the agent, and its answer in parts.
 
 use depgraph::ProcessId;
-use guest_proto::{Answer, Candidate, FrozenReport, ProcessRecord, Request, Run, Summary, Welcome};
+use guest_proto::{
+    Answer, Candidate, FrozenReport, ProbeState, ProcessRecord, Request, Run, Summary, Welcome,
+};
 
 /// Runs of page frames in one answer: more than a guest's memory falls into.
 const RUNS_MAX: usize = 4 << 20;
@@ -12,6 +14,7 @@ const PROCESSES_MAX: usize = 200_000;
 #[derive(Debug)]
 pub(super) enum Told {
     Welcome(Welcome),
+    Probes(ProbeState),
     Armed,
     Candidates(Vec<Candidate>),
     Report(Vec<ProcessRecord>, Summary),
@@ -65,6 +68,7 @@ impl Hearing {
     ) -> Result<Option<Told>, String> {
         let told = match (&self.asked, answer) {
             (Request::Hello { .. }, Answer::Welcome(welcome)) => Told::Welcome(welcome),
+            (Request::ProbeState, Answer::ProbeState(state)) => Told::Probes(state),
             (Request::Arm { .. }, Answer::Armed(_)) => Told::Armed,
             (Request::Survey { .. }, Answer::Candidates(more)) => {
                 self.candidates.extend(more);

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use depgraph::{Class, ProcessId};
 use guest_proto::{
-    Answer, Armed, Candidate, Capabilities, FrozenReport, PageSet, ProcessRecord, Reason, Request,
-    Summary, ThawReason, Tier, VERSION, Welcome,
+    Answer, Armed, Candidate, Capabilities, FrozenReport, PageSet, ProbeState, ProcessRecord,
+    Reason, Request, Summary, ThawReason, Tier, VERSION, Welcome,
 };
 
 use crate::guest::{FRAMES, Guest};
@@ -191,6 +191,7 @@ impl Agent {
                     freezer: true,
                 },
             })],
+            Request::ProbeState => vec![Answer::ProbeState(ProbeState::default())],
             Request::Survey { .. } => {
                 let all = guest.processes.iter();
                 let candidates = all.filter(|one| !one.dependent).map(|one| Candidate {
