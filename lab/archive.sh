@@ -28,9 +28,10 @@ mirror() {
     awk -v release="$codename" '$2 == release && !place { place = $1 } END { print place }'
 }
 
+place= # asked once
 suite_source() { # suite_source SUITE: the line for apt
-  local options= place
-  place=$(mirror)
+  local options=
+  place=${place:-$(mirror)}
   [ -n "$place" ] || cannot "apt has no lists of this system's own release: run apt-get update"
   [ ! -e /usr/share/keyrings/debian-archive-keyring.gpg ] ||
     options='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
@@ -42,6 +43,7 @@ suite_apt() { # suite_apt SUITE APT-COMMAND ARGS...: apt with that suite, and wh
   shift 2
   "$command" -qq -o Dir::Etc::sourcelist="$state/sources.list" -o Dir::Etc::sourceparts=- \
     -o Dir::State::lists="$LAB/apt/lists" -o Dir::Cache="$state/cache" \
+    -o Dir::Cache::pkgcache=pkgcache.bin -o Dir::Cache::srcpkgcache=srcpkgcache.bin \
     -o Dir::State::status="$state/status" -o APT::Sandbox::User=root \
     -o APT::Get::List-Cleanup=0 -o APT::Update::Error-Mode=any \
     -o APT::Default-Release="$suite" -o APT::Install-Recommends=0 "$@"
