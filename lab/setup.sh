@@ -18,6 +18,8 @@ need iproute2 openssl kmod cpio gzip xz-utils zstd util-linux procps
 need chromium fonts-dejavu-core # a browser, for the report
 need libfaketime                # clocks that jump
 need systemd                    # looks at its units
+# Where the lab's libvirt daemons have folders of their own in their place.
+mkdir -p /etc/libvirt /run/libvirt /var/{lib,log,cache}/libvirt
 # libvirtd will not start without this user, whoever QEMU runs as.
 getent group libvirt-qemu >/dev/null || groupadd --system libvirt-qemu
 getent passwd libvirt-qemu >/dev/null ||

@@ -31,11 +31,17 @@ const FOLDERS: [(&str, &str); 5] = [
     ("/var/cache/libvirt", "cache"),
 ];
 
-/// Where a QEMU of the lab takes the system's place. It finds the rest of itself.
+/// Where a QEMU of the lab takes the system's place: libvirt has it load all modules that there are, and
+/// those of another QEMU would end it.
 const QEMU: &str = "usr/bin/qemu-system-x86_64";
+const OF_QEMU: [&str; 3] = [
+    "usr/lib/x86_64-linux-gnu/qemu",
+    "usr/share/qemu",
+    "usr/share/seabios",
+];
 
 /// Where a libvirt of the lab takes the system's place.
-const LIBVIRT: [&str; 3] = [
+const OF_LIBVIRT: [&str; 3] = [
     "usr/lib/x86_64-linux-gnu/libvirt",
     "usr/share/libvirt",
     "usr/lib/libvirt",
@@ -242,10 +248,14 @@ impl Libvirt {
         let description = self.virsh(&["dumpxml", DOMAIN])?;
         let path = description
             .split('\'')
-            .find(|word| word.starts_with("/var/lib/libvirt/") && word.ends_with(name))
+            .find(|word| word.starts_with('/') && word.ends_with(&format!("/{name}")))
             .with_context(|| format!("{name} has no socket in {description}"))?;
-        let path = path.strip_prefix("/var/lib/libvirt/").unwrap_or(path);
-        Ok(self.folder.join("lib").join(path))
+        // Releases differ in the folder that it is in.
+        let own = FOLDERS
+            .iter()
+            .find_map(|(folder, name)| Some((name, path.strip_prefix(&format!("{folder}/"))?)));
+        let (folder, path) = own.with_context(|| format!("{path} is in no folder of libvirt's"))?;
+        Ok(self.folder.join(folder).join(path))
     }
 
     /// The channel on which the guest takes commands, once it has booted.
@@ -422,7 +432,7 @@ mount -t overlay -o lowerdir=/usr,upperdir={layer}/upper,workdir={layer}/work la
 touch /{QEMU}
 "
     );
-    for path in LIBVIRT {
+    for path in OF_QEMU.iter().chain(&OF_LIBVIRT) {
         script += &format!("mkdir -p /{path}\n");
     }
     let mut bind = |from: PathBuf, to: &str| {
@@ -433,8 +443,10 @@ touch /{QEMU}
     }
     let migrate = migrate_folder(lab);
     bind(folder.join("migrate"), &migrate.display().to_string());
-    bind(options.qemu.program(), &format!("/{QEMU}"));
-    for path in LIBVIRT {
+    for path in [QEMU].iter().chain(&OF_QEMU) {
+        bind(options.qemu.folder().join(path), &format!("/{path}"));
+    }
+    for path in OF_LIBVIRT {
         bind(options.version.folder().join(path), &format!("/{path}"));
     }
     script += &format!("hostname lab-{host}\necho ready\nexec sleep infinity\n");

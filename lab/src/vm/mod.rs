@@ -63,7 +63,12 @@ impl QemuVersion {
 
     /// The program, which finds its libraries, modules and firmware itself.
     pub fn program(self) -> PathBuf {
-        versions::folder("qemu", self.label()).join("usr/bin/qemu-system-x86_64")
+        self.folder().join("usr/bin/qemu-system-x86_64")
+    }
+
+    /// Where it is unpacked.
+    pub(crate) fn folder(self) -> PathBuf {
+        versions::folder("qemu", self.label())
     }
 }
 
