@@ -80,6 +80,11 @@ impl LibvirtVersion {
         versions::exact("libvirt", self.label())
     }
 
+    /// Its client, which talks to daemons of other versions as well.
+    pub fn virsh(self) -> PathBuf {
+        self.folder().join("usr/bin/virsh")
+    }
+
     fn folder(self) -> PathBuf {
         versions::folder("libvirt", self.label())
     }
@@ -161,10 +166,6 @@ impl Libvirt {
         enter(&self.enter, program.as_ref())
     }
 
-    fn program(&self, path: &str) -> PathBuf {
-        self.version.folder().join(path)
-    }
-
     /// How others reach this daemon.
     pub fn uri(&self) -> String {
         format!("qemu+unix:///system?socket={}", self.socket().display())
@@ -172,7 +173,7 @@ impl Libvirt {
 
     /// Runs virsh; whether it succeeds is the caller's to see.
     pub fn try_virsh(&self, words: &[&str]) -> Result<Output> {
-        let mut command = self.command(self.program("usr/bin/virsh"));
+        let mut command = self.command(self.version.virsh());
         let output = command.args(["-q", "-c", &self.uri()]).args(words).output();
         output.context("running virsh")
     }
@@ -196,7 +197,7 @@ impl Libvirt {
         let mut command = self.command("timeout");
         command
             .arg(MIGRATION_LIMIT)
-            .arg(self.program("usr/bin/virsh"))
+            .arg(self.version.virsh())
             .args(["-q", "-c", &self.uri(), "migrate", "--live", "--p2p"])
             .args(["--desturi", &to.uri()])
             .args(["--migrateuri", &format!("unix://{}", socket.display())])
