@@ -15,19 +15,23 @@ FEATURES ?=
 # Words for unmoor-bench; tests/src/bin/unmoor-bench/main.rs tells which.
 BENCH ?=
 
-.PHONY: help tools setup setup-debian build demo test test-unit test-e2e test-slow test-faults test-defects soak bench lint fuzz man clean-lab
+.PHONY: help tools setup setup-versions setup-debian build demo test test-unit test-e2e test-slow test-faults test-defects soak bench lint fuzz man clean-lab
 
 help: ## What there is to make
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
 
 tools:
 	lab/tools.sh
 
-setup: ## Packages, QEMU 10 and 7.2, the guest's image
+setup: ## Packages; QEMU, libvirt and kernels, the usual and the newest; the guest's image
 	lab/setup.sh
 
-setup-debian: setup ## The Debian guest, for the slow tests
-	lab/debian.sh
+setup-versions: setup ## Further versions of QEMU, libvirt and kernels, for the slow tests
+	lab/versions.sh
+
+setup-debian: setup ## The guests of Debian 12 and 13, for the slow tests
+	lab/debian.sh 12
+	lab/debian.sh 13
 
 build: tools ## The programs, optimised; FEATURES=libvirt for unmoor migrate
 	$(CARGO) build --release --locked -p unmoor --features "$(FEATURES)"
@@ -47,7 +51,7 @@ test-e2e: setup ## Tests on real QEMU, real guests, two hosts
 	$(CARGO) test --release --locked -p lab -p unmoor-tests -- $(E2E)
 	target/release/lab-results test-e2e
 
-test-slow: setup-debian ## The whole matrices, and a minute of fuzzing each
+test-slow: setup-versions setup-debian ## The whole matrices, and a minute of fuzzing each
 	$(CARGO) build --release --locked -p unmoor --features unmoor/libvirt -p lab
 	rm -rf $(RESULTS)/test-slow.d
 	UNMOOR_RECORD=test-slow $(CARGO) test --release --locked -p lab -p unmoor-tests -- $(E2E) --include-ignored

@@ -1,11 +1,28 @@
 # What the lab's set-up scripts share; they source it in the checkout's root.
 # shellcheck shell=bash
 LAB=$PWD/target/lab
-# shellcheck source=/dev/null
-. /etc/os-release # for VERSION_CODENAME: every package comes from this system's own release
 
 say() { printf 'lab: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
+
+# Packages come from Debian's archive, and programs that need the system's C library are built against
+# those of these two.
+check_system() { # dies unless this is a system that the scripts know
+  local ID=unknown VERSION_ID='' PRETTY_NAME='no system that names itself in /etc/os-release'
+  # shellcheck source=/dev/null
+  [ ! -r /etc/os-release ] || . /etc/os-release
+  [ "$(uname -m)" = x86_64 ] ||
+    die "this machine is $(uname -m), and only x86_64 is supported: use an x86_64 machine or VM with Debian 12 or 13"
+  case $ID-$VERSION_ID in
+    debian-12 | debian-13) ;;
+    *) die "this is $PRETTY_NAME, and the set-up installs packages of Debian 12 or 13: run it in a VM or a privileged container of one of those" ;;
+  esac
+}
+
+check_root() {
+  [ "$(id -u)" = 0 ] ||
+    die "this is not root, which the lab must be to make network namespaces: run it with sudo, or in a VM or a privileged container as root"
+}
 
 # One set-up at a time.
 lock_lab() {
@@ -20,58 +37,30 @@ need() { # need PACKAGE...: installs what this system lacks
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
   done
   [ ${#missing[@]} -gt 0 ] || return 0
+  [ "$(id -u)" = 0 ] ||
+    die "packages are missing, and only root can install them: run lab/tools.sh with sudo once (${missing[*]})"
   say "installing ${missing[*]}"
   apt-get -qq update
   DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# The mirror that the system uses.
-mirror() {
-  # shellcheck disable=SC2016 # the names are apt's
-  apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
-    awk -v release="$VERSION_CODENAME" '$2 == release { print $1; exit }'
-}
-
-suite_source() { # suite_source SUITE: the line for apt
-  local options=
-  [ ! -e /usr/share/keyrings/debian-archive-keyring.gpg ] ||
-    options='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
-  printf 'deb %s %s %s main\n' "$options" "$(mirror)" "$1"
-}
-
-suite_apt() { # suite_apt SUITE APT-COMMAND ARGS...: apt with that suite alone
-  local suite=$1 command=$2 state=$LAB/apt/$1
+add_modules() { # add_modules IMAGE KERNEL MODULE...: modules, and the order in which they load
+  local folder=$1/lib/modules kernel=$2 module name release
   shift 2
-  mkdir -p "$state/lists/partial" "$state/cache/archives/partial"
-  # As on an empty system: what is installed here must not decide which version is taken.
-  : >"$state/status"
-  suite_source "$suite" >"$state/sources.list"
-  "$command" -o Dir::Etc::sourcelist="$state/sources.list" -o Dir::Etc::sourceparts=- \
-    -o Dir::State::lists="$state/lists" -o Dir::Cache="$state/cache" \
-    -o Dir::State::status="$state/status" -o APT::Sandbox::User=root -qq "$@"
-}
-
-kernel_release() { # kernel_release ROOT: the release of the kernel unpacked there
-  local kernel
-  kernel=$(basename "$1"/boot/vmlinuz-*)
-  printf '%s' "${kernel#vmlinuz-}"
-}
-
-guest_release() { # the release of the guests' usual kernel
-  kernel_release "$LAB/guest-root"
-}
-
-add_modules() { # add_modules IMAGE ROOT MODULE...: modules, and the order in which they load
-  local folder=$1/lib/modules root=$2 module release
-  shift 2
-  release=$(kernel_release "$root")
-  depmod -b "$root" "$release"
+  release=$(cat "$kernel/release")
   mkdir -p "$folder"
   for module in "$@"; do
-    modprobe -d "$root" -S "$release" --show-depends "$module"
+    modprobe -d "$kernel" -S "$release" --show-depends "$module"
   done | awk '$1 == "insmod" { print $2 }' | awk '!seen[$0]++' | while read -r module; do
-    install -m 644 "$module" "$folder/"
-    basename "$module"
+    # The image is compressed as a whole, and busybox need not know what a kernel packs its modules with.
+    name=$(basename "$module")
+    case $name in
+      *.xz) name=${name%.xz}; xz -dc "$module" >"$folder/$name" ;;
+      *.zst) name=${name%.zst}; zstd -qdc "$module" >"$folder/$name" ;;
+      *) cp "$module" "$folder/$name" ;;
+    esac
+    chmod 644 "$folder/$name"
+    echo "$name"
   done >"$folder/order"
 }
 

@@ -1,12 +1,22 @@
 #!/usr/bin/env bash
-# Builds the Debian guest: a root file system with systemd and real services, and the initrd that
+# Builds a Debian guest: a root file system with systemd and real services, and the initrd that
 # starts it. After lab/setup.sh, whose kernel and guest programs it takes. Everything but two
 # packages lands under target/lab; what has not changed is not built again.
+#   lab/debian.sh 12|13
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . lab/common.sh
+check_system
+check_root
+. lab/archive.sh
 
-[ -e "$LAB/image.key" ] || die "run lab/setup.sh first"
+number=${1:-}
+case $number in
+  12) suite=bookworm ;;
+  13) suite=trixie ;;
+  *) die "there are guests of Debian 12 and 13: say lab/debian.sh 12 or lab/debian.sh 13" ;;
+esac
+[ -e "$LAB/initrd-6.1.key" ] || die "there is no kernel for the guest yet: run lab/setup.sh first"
 lock_lab
 need openssh-client mmdebstrap squashfs-tools
 
@@ -31,7 +41,7 @@ agent=$programs/unmoor-agent
 agent_unit=crates/agent/unmoor-agent.service
 
 # --- The packages: the slow part, kept for as long as their names stay the same.
-base=$LAB/debian-base
+base=$LAB/debian-$number-base
 # PostgreSQL makes its database when it is installed: its options have to be there before.
 options=(
   --mode=root --variant=minbase --format=directory
@@ -42,22 +52,23 @@ options=(
   --essential-hook='copy-in lab/debian/etc/postgresql-common /etc'
 )
 base_key=$({
-  printf '%s\n' "$VERSION_CODENAME" "${options[@]}"
+  printf '%s\n' "$suite" "${options[@]}"
   cat lab/debian/etc/postgresql-common/*
 } | sha256sum | cut -c1-16)
-if [ "$(cat "$LAB/debian-base.key" 2>/dev/null)" != "$base_key" ]; then
-  say 'installing the Debian guest'
-  rm -rf "$base" "$LAB/debian-base.key"
-  mmdebstrap "${options[@]}" "$VERSION_CODENAME" "$base" "$(suite_source "$VERSION_CODENAME")" \
-    >"$LAB/debian-base.log" 2>&1 || die "mmdebstrap failed: see $LAB/debian-base.log"
-  printf '%s' "$base_key" >"$LAB/debian-base.key"
+if [ "$(cat "$LAB/debian-$number-base.key" 2>/dev/null)" != "$base_key" ]; then
+  say "installing the guest of Debian $number"
+  rm -rf "$base" "$LAB/debian-$number-base.key"
+  mmdebstrap "${options[@]}" "$suite" "$base" "$(suite_source "$suite")" \
+    >"$LAB/debian-$number-base.log" 2>&1 || die "mmdebstrap failed: see $LAB/debian-$number-base.log"
+  printf '%s' "$base_key" >"$LAB/debian-$number-base.key"
 fi
 
 # --- The image: the packages with the lab's files.
 files() { # the lab's own, whoever has checked them out
   tar -C lab/debian --sort=name --mtime=@0 --owner=0 --group=0 --mode='u=rwX,go=rX' -c .
 }
-inputs=(lab/debian.sh lab/common.sh lab/debian-init.sh "$programs/lab-guest" "$LAB/guest-root/.unpacked")
+kernel=$LAB/kernel-6.1
+inputs=(lab/debian.sh lab/common.sh lab/debian-init.sh "$programs/lab-guest" "$LAB/guest-12/.key" "$kernel/.key")
 for optional in "$agent" "$agent_unit"; do
   [ ! -e "$optional" ] || inputs+=("$optional")
 done
@@ -66,20 +77,19 @@ key=$({
   cat "${inputs[@]}"
   files
 } | sha256sum | cut -c1-16)
-[ "$(cat "$LAB/debian.key" 2>/dev/null)" != "$key" ] || exit 0
-say 'building the Debian guest image'
+[ "$(cat "$LAB/debian-$number.key" 2>/dev/null)" != "$key" ] || exit 0
+say "building the image of the Debian $number guest"
 
-root=$LAB/debian-root
-rm -rf "$root" "$LAB/debian.key"
+root=$LAB/debian-$number-root
+rm -rf "$root" "$LAB/debian-$number.key"
 cp -a "$base" "$root"
 files | tar -C "$root" --no-overwrite-dir -x
 install -m 755 "$programs/lab-guest" "$root/usr/bin/lab-guest"
 # Tests that run in both guests wait with busybox's usleep.
-install -m 755 "$LAB/guest-root/bin/busybox" "$root/usr/local/bin/usleep"
-release=$(guest_release)
+install -m 755 "$LAB/guest-12/usr/bin/busybox" "$root/usr/local/bin/usleep"
 mkdir -p "$root/usr/lib/modules"
-cp -r "$LAB/guest-root/lib/modules/$release" "$root/usr/lib/modules/"
-depmod -b "$root" "$release"
+cp -r "$kernel/usr/lib/modules/$(cat "$kernel/release")" "$root/usr/lib/modules/"
+depmod -b "$root" "$(cat "$kernel/release")"
 if [ -e "$agent" ]; then
   install -m 755 "$agent" "$root/usr/bin/unmoor-agent"
   if [ -e "$agent_unit" ]; then
@@ -88,10 +98,10 @@ if [ -e "$agent" ]; then
   fi
 fi
 printf 'include /etc/redis/lab.conf\n' >>"$root/etc/redis/redis.conf"
-chroot "$root" systemctl --quiet enable "${enabled[@]}"
+systemctl --root="$root" --quiet enable "${enabled[@]}"
 # There is no network to update from; and a login prompt on the serial line would hang up on
 # whoever writes there.
-chroot "$root" systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer serial-getty@ttyS0.service
+systemctl --root="$root" --quiet mask apt-daily.timer apt-daily-upgrade.timer serial-getty@ttyS0.service
 # What belongs to this machine or to this build.
 rm -f "$root"/etc/ssh/ssh_host_* "$root/etc/apt/sources.list" "$root/var/cache/ldconfig/aux-cache" \
   "$root/var/lib/systemd/random-seed" "$root"/etc/{passwd,group,shadow,gshadow,subuid,subgid}-
@@ -105,17 +115,17 @@ for folder in etc var; do
   printf 'TIMESTAMP_NSEC=%s000000000\n' "$SOURCE_DATE_EPOCH" >"$root/$folder/.updated"
 done
 # It refuses the variable beside an option for the time, and alone that does not set the files'.
-env -u SOURCE_DATE_EPOCH mksquashfs "$root" "$LAB/debian.squashfs.new" -noappend -quiet -no-progress \
+env -u SOURCE_DATE_EPOCH mksquashfs "$root" "$LAB/debian-$number.squashfs.new" -noappend -quiet -no-progress \
   -comp zstd -Xcompression-level 6 -mkfs-time "$SOURCE_DATE_EPOCH" -all-time "$SOURCE_DATE_EPOCH"
-mv "$LAB/debian.squashfs.new" "$LAB/debian.squashfs"
+mv "$LAB/debian-$number.squashfs.new" "$LAB/debian-$number.squashfs"
 rm -rf "$root"
 
 image=$LAB/debian-initrd
 rm -rf "$image"
 mkdir -p "$image"/{base,bin,dev,proc,root,rw,sys}
-install -m 755 "$LAB/guest-root/bin/busybox" "$image/bin/busybox"
+install -m 755 "$LAB/guest-12/usr/bin/busybox" "$image/bin/busybox"
 install -m 755 lab/debian-init.sh "$image/init"
-add_modules "$image" "$LAB/guest-root" "${modules[@]}"
+add_modules "$image" "$kernel" "${modules[@]}"
 pack_initrd "$image" "$LAB/debian-initrd.gz"
 rm -rf "$image"
-printf '%s' "$key" >"$LAB/debian.key"
+printf '%s' "$key" >"$LAB/debian-$number.key"

@@ -11,12 +11,9 @@ mkdir /dev/pts /dev/shm
 mount -t devpts pts /dev/pts
 mount -t tmpfs shm /dev/shm
 mount -t tmpfs tmp /run
-for module in $(cat /lib/modules/order); do
-  case $module in
-    *.xz) unxz -c "/lib/modules/$module" >/tmp/module.ko; insmod /tmp/module.ko ;;
-    *) insmod "/lib/modules/$module" ;;
-  esac
-done
+while read -r module; do
+  insmod "/lib/modules/$module"
+done </lib/modules/order
 hostname guest
 ip link set lo up
 for word in $(cat /proc/cmdline); do

@@ -11,8 +11,8 @@
 //! dropped, and by the kernel should this process die: what a killed run may leave behind
 //! (namespaces) the next run removes.
 //!
-//! `lab/setup.sh` provides QEMU 10 and 7.2, the guest's kernel and its image; `lab/debian.sh` a
-//! second, larger guest.
+//! `lab/setup.sh` provides QEMU, libvirt, the guest's kernels and its image; `lab/versions.sh` further
+//! versions; `lab/debian.sh` larger guests.
 
 pub mod client;
 pub mod libvirt;
@@ -24,11 +24,14 @@ pub mod results;
 pub mod saved;
 pub mod stock;
 pub mod usage;
+pub mod versions;
 pub mod vm;
 
 use std::path::{Path, PathBuf};
 
+pub use libvirt::{LibvirtOptions, LibvirtVersion};
 pub use net::{Host, Lab, LabOptions, LinkBytes};
+pub use versions::Missing;
 pub use vm::{Image, Kernel, QemuVersion, Vm, VmOptions};
 
 /// Address of host A on the migration link.

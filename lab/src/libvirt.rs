@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::vm::Control;
-use crate::{GUEST, Host, Lab, VmOptions, machine, provisions};
+use crate::{GUEST, Host, Lab, Missing, QemuVersion, VmOptions, machine, versions};
 
 /// Longest wait for a daemon or a guest.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -31,18 +31,91 @@ const FOLDERS: [(&str, &str); 5] = [
     ("/var/cache/libvirt", "cache"),
 ];
 
-/// Where QEMU 10 takes the system's place.
-const QEMU: [&str; 4] = [
-    "/usr/bin/qemu-system-x86_64",
-    "/usr/lib/x86_64-linux-gnu/qemu",
-    "/usr/share/qemu",
-    "/usr/share/seabios",
+/// Where a QEMU of the lab takes the system's place: libvirt has it load all modules that there are, and
+/// those of another QEMU would end it.
+const QEMU: &str = "usr/bin/qemu-system-x86_64";
+const OF_QEMU: [&str; 3] = [
+    "usr/lib/x86_64-linux-gnu/qemu",
+    "usr/share/qemu",
+    "usr/share/seabios",
 ];
+
+/// Where a libvirt of the lab takes the system's place.
+const OF_LIBVIRT: [&str; 3] = [
+    "usr/lib/x86_64-linux-gnu/libvirt",
+    "usr/share/libvirt",
+    "usr/lib/libvirt",
+];
+
+/// Which libvirt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LibvirtVersion {
+    /// 9.0, Debian 12's.
+    V9_0,
+    /// 11.3, Debian 13's. Needs `lab/versions.sh` to have been run.
+    V11_3,
+    /// The newest that Debian had when the lab was set up.
+    Newest,
+}
+
+impl LibvirtVersion {
+    /// All of them.
+    pub const ALL: [LibvirtVersion; 3] = [
+        LibvirtVersion::V9_0,
+        LibvirtVersion::V11_3,
+        LibvirtVersion::Newest,
+    ];
+
+    /// What the lab calls it.
+    pub fn label(self) -> &'static str {
+        match self {
+            LibvirtVersion::V9_0 => "9.0",
+            LibvirtVersion::V11_3 => "11.3",
+            LibvirtVersion::Newest => "newest",
+        }
+    }
+
+    /// Its exact version, or why it is not here.
+    pub fn exact(self) -> Result<String, Missing> {
+        versions::exact("libvirt", self.label())
+    }
+
+    /// Its client, which talks to daemons of other versions as well.
+    pub fn virsh(self) -> PathBuf {
+        self.folder().join("usr/bin/virsh")
+    }
+
+    fn folder(self) -> PathBuf {
+        versions::folder("libvirt", self.label())
+    }
+}
+
+/// How libvirt is to be at a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LibvirtOptions {
+    /// Which libvirt.
+    pub version: LibvirtVersion,
+    /// Which QEMU it starts.
+    pub qemu: QemuVersion,
+    /// The machine that it takes its host for, if not for itself.
+    pub known_as: Option<Host>,
+}
+
+impl Default for LibvirtOptions {
+    fn default() -> Self {
+        LibvirtOptions {
+            version: LibvirtVersion::V9_0,
+            qemu: QemuVersion::V10_0,
+            known_as: None,
+        }
+    }
+}
 
 /// A host with libvirt.
 #[derive(Debug)]
 pub struct Libvirt {
     host: Host,
+    version: LibvirtVersion,
     folder: PathBuf,
     /// Holds the namespaces.
     holder: Child,
@@ -53,12 +126,9 @@ pub struct Libvirt {
 
 impl Libvirt {
     /// Starts libvirtd at `host`.
-    pub fn start(lab: &Lab, host: Host) -> Result<Self> {
-        Self::start_known_as(lab, host, host)
-    }
-
-    /// Starts libvirtd at `host`, which it takes for the machine that `known_as` is.
-    pub fn start_known_as(lab: &Lab, host: Host, known_as: Host) -> Result<Self> {
+    pub fn start(lab: &Lab, host: Host, options: &LibvirtOptions) -> Result<Self> {
+        options.version.exact()?;
+        options.qemu.exact()?;
         let folder = lab.run_dir().join(format!("libvirt-{host}"));
         for (_, name) in FOLDERS {
             fs::create_dir_all(folder.join(name))?;
@@ -68,15 +138,17 @@ impl Libvirt {
         fs::create_dir_all(migrate_folder(lab))?;
         fs::write(
             folder.join("libvirtd.conf"),
-            daemon_settings(&folder, known_as),
+            daemon_settings(&folder, options.known_as.unwrap_or(host)),
         )?;
         fs::write(folder.join("etc/qemu.conf"), QEMU_SETTINGS)?;
-        let holder = hold(lab, host, &folder)?;
-        let enter = ["-t", &holder.id().to_string(), "-m", "-u", "-n", "--"];
+        let holder = hold(lab, host, &folder, options)?;
+        // `-r`: the holder's root is not its namespace's where the lab runs in a chroot.
+        let enter = ["-t", &holder.id().to_string(), "-m", "-r", "-u", "-n", "--"];
         let enter = enter.map(str::to_owned).to_vec();
-        let daemon = start_daemon(&enter, &folder)?;
+        let daemon = start_daemon(&enter, options.version, &folder)?;
         Ok(Libvirt {
             host,
+            version: options.version,
             folder,
             holder,
             daemon,
@@ -101,7 +173,7 @@ impl Libvirt {
 
     /// Runs virsh; whether it succeeds is the caller's to see.
     pub fn try_virsh(&self, words: &[&str]) -> Result<Output> {
-        let mut command = self.command("virsh");
+        let mut command = self.command(self.version.virsh());
         let output = command.args(["-q", "-c", &self.uri()]).args(words).output();
         output.context("running virsh")
     }
@@ -124,7 +196,8 @@ impl Libvirt {
         let socket = migrate_folder(lab).join(format!("{}/{slot}.sock", to.host));
         let mut command = self.command("timeout");
         command
-            .args([MIGRATION_LIMIT, "virsh"])
+            .arg(MIGRATION_LIMIT)
+            .arg(self.version.virsh())
             .args(["-q", "-c", &self.uri(), "migrate", "--live", "--p2p"])
             .args(["--desturi", &to.uri()])
             .args(["--migrateuri", &format!("unix://{}", socket.display())])
@@ -176,10 +249,14 @@ impl Libvirt {
         let description = self.virsh(&["dumpxml", DOMAIN])?;
         let path = description
             .split('\'')
-            .find(|word| word.starts_with("/var/lib/libvirt/") && word.ends_with(name))
+            .find(|word| word.starts_with('/') && word.ends_with(&format!("/{name}")))
             .with_context(|| format!("{name} has no socket in {description}"))?;
-        let path = path.strip_prefix("/var/lib/libvirt/").unwrap_or(path);
-        Ok(self.folder.join("lib").join(path))
+        // Releases differ in the folder that it is in.
+        let own = FOLDERS
+            .iter()
+            .find_map(|(folder, name)| Some((name, path.strip_prefix(&format!("{folder}/"))?)));
+        let (folder, path) = own.with_context(|| format!("{path} is in no folder of libvirt's"))?;
+        Ok(self.folder.join(folder).join(path))
     }
 
     /// The channel on which the guest takes commands, once it has booted.
@@ -230,7 +307,7 @@ impl Libvirt {
 
     /// Starts it again.
     pub fn restart_daemon(&mut self) -> Result<()> {
-        self.daemon = start_daemon(&self.enter, &self.folder)?;
+        self.daemon = start_daemon(&self.enter, self.version, &self.folder)?;
         Ok(())
     }
 
@@ -267,6 +344,7 @@ pub fn describe(options: &VmOptions, memory_mib: u32) -> Result<String> {
         "kvm" => "kvm",
         _ => "qemu",
     };
+    let initrd = options.initrd()?;
     let agent = if options.agent { " lab.agent" } else { "" };
     Ok(format!(
         "<domain type='{kind}'>
@@ -298,8 +376,8 @@ pub fn describe(options: &VmOptions, memory_mib: u32) -> Result<String> {
   </devices>
 </domain>",
         options.vcpus,
-        provisions().join("vmlinuz").display(),
-        provisions().join("initrd.gz").display(),
+        options.kernel.file().display(),
+        initrd.display(),
     ))
 }
 
@@ -339,9 +417,25 @@ log_outputs = "3:file:{folder}/libvirtd.log"
     )
 }
 
-/// A process in new namespaces, in which libvirt's folders are the host's own.
-fn hold(lab: &Lab, host: Host, folder: &Path) -> Result<Child> {
-    let mut script = "set -e\nmount --make-rprivate /\n".to_owned();
+/// A process in new namespaces, in which libvirt's folders are the host's own, and QEMU and libvirt those
+/// that it is to have.
+fn hold(lab: &Lab, host: Host, folder: &Path, options: &LibvirtOptions) -> Result<Child> {
+    // What is mounted over something needs something there, which this machine may not have: a layer that
+    // only this host sees.
+    let layer = folder.join("usr").display().to_string();
+    fs::create_dir_all(&layer)?;
+    let mut script = format!(
+        "set -e
+mount --make-rprivate /
+mount -t tmpfs layer {layer}
+mkdir {layer}/upper {layer}/work
+mount -t overlay -o lowerdir=/usr,upperdir={layer}/upper,workdir={layer}/work layer /usr
+touch /{QEMU}
+"
+    );
+    for path in OF_QEMU.iter().chain(&OF_LIBVIRT) {
+        script += &format!("mkdir -p /{path}\n");
+    }
     let mut bind = |from: PathBuf, to: &str| {
         script += &format!("mount --bind {} {to}\n", from.display());
     };
@@ -350,9 +444,11 @@ fn hold(lab: &Lab, host: Host, folder: &Path) -> Result<Child> {
     }
     let migrate = migrate_folder(lab);
     bind(folder.join("migrate"), &migrate.display().to_string());
-    let qemu = provisions().join("qemu-10");
-    for path in QEMU {
-        bind(qemu.join(path.trim_start_matches('/')), path);
+    for path in [QEMU].iter().chain(&OF_QEMU) {
+        bind(options.qemu.folder().join(path), &format!("/{path}"));
+    }
+    for path in OF_LIBVIRT {
+        bind(options.version.folder().join(path), &format!("/{path}"));
     }
     script += &format!("hostname lab-{host}\necho ready\nexec sleep infinity\n");
     let file = folder.join("hold.sh");
@@ -376,14 +472,14 @@ fn hold(lab: &Lab, host: Host, folder: &Path) -> Result<Child> {
 }
 
 /// Starts libvirtd, and waits until it says that it is ready, as it would say to systemd.
-fn start_daemon(namespaces: &[String], folder: &Path) -> Result<Child> {
+fn start_daemon(namespaces: &[String], version: LibvirtVersion, folder: &Path) -> Result<Child> {
     let log = fs::File::create(folder.join("libvirtd.out"))?;
     let notify = folder.join("notify");
     // Of the daemon before.
     let _ = fs::remove_file(&notify);
     let notified = UnixDatagram::bind(&notify)?;
     notified.set_read_timeout(Some(START_LIMIT))?;
-    let mut command = enter(namespaces, Path::new("/usr/sbin/libvirtd"));
+    let mut command = enter(namespaces, &version.folder().join("usr/sbin/libvirtd"));
     command
         .args([
             "--config".as_ref(),

@@ -1,10 +1,13 @@
 //! The machine that the lab runs on.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use serde::Serialize;
+
+use crate::{Kernel, QemuVersion, versions};
 
 /// What results depend on.
 #[derive(Debug, Clone, Serialize)]
@@ -17,8 +20,10 @@ pub struct Machine {
     pub memory_bytes: u64,
     /// The host kernel's release.
     pub kernel: String,
-    /// The guest kernel's release.
+    /// The release of the kernel that guests have where nothing else is said.
     pub guest_kernel: String,
+    /// The exact versions of all that the lab has.
+    pub versions: BTreeMap<String, String>,
     /// `kvm` or `tcg`.
     pub accelerator: &'static str,
 }
@@ -42,8 +47,8 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: memory_kib * 1024,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            guest_kernel: fs::read_to_string(crate::provisions().join("kernel-release"))
-                .unwrap_or_default(),
+            guest_kernel: Kernel::V6_1.release(),
+            versions: versions::all(),
             accelerator: accelerator(),
         }
     }
@@ -65,7 +70,7 @@ pub fn accelerator() -> &'static str {
 
 /// Starts a machine without a guest under KVM and has it end itself.
 fn kvm_works() -> bool {
-    let mut qemu = crate::vm::QemuVersion::V10.command();
+    let mut qemu = Command::new(QemuVersion::V10_0.program());
     qemu.args([
         "-machine",
         "q35,accel=kvm",

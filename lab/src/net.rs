@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 /// Prefix of every namespace; the lab's process id and its number in that process follow.
@@ -15,6 +15,11 @@ const PREFIX: &str = "unmoor";
 const MIGRATION_NET: &str = "10.78.0.0/24";
 /// Prefix of every folder that the lab makes; the process id follows.
 const FOLDER_PREFIX: &str = "unmoor-lab-";
+/// What to do where the root folder is that of a plain chroot. From inside nothing helps: a mount would be
+/// seen outside, too, wherever folders are shared, and this process would not have it as its root.
+const NO_MOUNT_POINT: &str = "the lab needs mount namespaces, and the root folder is no mount point, as in a \
+    plain chroot: leave it, and enter it by `unshare --mount sh -c 'mount --rbind FOLDER FOLDER && exec chroot \
+    FOLDER'`";
 /// Where Debian keeps what makes clocks jump.
 const FAKE_TIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 /// A file system in memory, for what would take too long on a disk.
@@ -82,6 +87,7 @@ impl Lab {
     /// Builds the lab, after removing what dead runs left behind.
     pub fn new(options: &LabOptions) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        ensure!(root_is_mounted()?, NO_MOUNT_POINT);
         remove_leftovers();
         // Numbered, since what a lab is dropped with is found by name: two labs in one process
         // must not end each other.
@@ -314,6 +320,15 @@ fn remove_namespaces(prefix: &str) {
             .stderr(Stdio::null())
             .status();
     }
+}
+
+/// Whether something is mounted at the root folder; only that can be made private.
+fn root_is_mounted() -> Result<bool> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")
+        .context("reading the mounts of this system: /proc must be mounted")?;
+    Ok(mounts
+        .lines()
+        .any(|mount| mount.split(' ').nth(4) == Some("/")))
 }
 
 fn namespaces() -> Vec<String> {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::machine::{Machine, version_of};
-use crate::{QemuVersion, root};
+use crate::root;
 
 /// Where results go.
 pub fn folder() -> PathBuf {
@@ -56,8 +56,6 @@ pub fn write(target: &str, results: &impl Serialize) -> Result<PathBuf> {
         "versions": {
             "unmoor": env!("CARGO_PKG_VERSION"),
             "rustc": version_of(&mut Command::new("rustc")),
-            "qemu_10": version_of(&mut QemuVersion::V10.command()),
-            "qemu_7_2": version_of(&mut QemuVersion::V7_2.command()),
         },
         "results": results,
     });

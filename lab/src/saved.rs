@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::vm::arguments;
-use crate::{Host, Image, Lab, Vm, VmOptions, provisions};
+use crate::{Host, Lab, Vm, VmOptions, provisions};
 
 /// States kept; each is about as large as the memory that its guest uses.
 const KEPT: usize = 8;
@@ -56,18 +56,15 @@ impl Recipe {
     }
 
     fn key(&self) -> Result<String> {
-        let image = match self.options.image {
-            Image::Small => "image.key",
-            Image::Debian => "debian.key",
-        };
+        let image = self.options.image.key(self.options.kernel);
         let waits = VmOptions {
             incoming: false,
             paused: false,
             ..self.options.clone()
         };
         let mut key = vec![
-            format!("{:?}", self.options.version),
-            fs::read_to_string(provisions().join(image))?,
+            self.options.version.exact()?,
+            fs::read_to_string(&image).with_context(|| image.display().to_string())?,
         ];
         key.extend(arguments(&waits, Path::new(""))?);
         key.extend(self.commands.iter().cloned());

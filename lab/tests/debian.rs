@@ -1,18 +1,31 @@
-//! The Debian guest: systemd is content, its services answer inside and outside, and it moves.
+//! The Debian guests: systemd is content, their services answer inside and outside, and they move.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use lab::{GUEST, Host, Lab, LabOptions, Vm, VmOptions, results, stock};
+use lab::{GUEST, Host, Image, Lab, LabOptions, Vm, VmOptions, results, stock};
 use serde_json::json;
 
 #[test]
 #[ignore = "slow: run by make test-slow"]
 fn debian_boots_serves_and_moves() -> Result<()> {
+    boots_serves_and_moves("debian_boots", &VmOptions::debian())
+}
+
+#[test]
+#[ignore = "slow: run by make test-slow"]
+fn debian_13_boots_serves_and_moves() -> Result<()> {
+    let options = VmOptions {
+        image: Image::Debian13,
+        ..VmOptions::debian()
+    };
+    boots_serves_and_moves("debian_13_boots", &options)
+}
+
+fn boots_serves_and_moves(name: &str, options: &VmOptions) -> Result<()> {
     let lab = Lab::new(&LabOptions::with_rate("1gbit"))?;
-    let options = VmOptions::debian();
     let started = Instant::now();
-    let mut source = Vm::start(&lab, Host::A, &options)?;
+    let mut source = Vm::start(&lab, Host::A, options)?;
     source.wait_booted()?;
     let booted = started.elapsed();
 
@@ -23,7 +36,7 @@ fn debian_boots_serves_and_moves() -> Result<()> {
 
     let used = source.guest("free -m | awk '$1 == \"Mem:\" { print $3 }'")?;
     results::record(
-        "debian_boots",
+        name,
         &json!({
             "boot_seconds": booted.as_secs_f64(),
             "memory_used_mib": used.trim().parse::<u64>().context("free's output")?,

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use lab::libvirt::{Libvirt, describe, text};
 use lab::relay::Unmoor;
 use lab::vm::Control;
-use lab::{Host, Lab, LabOptions, VmOptions};
+use lab::{Host, Lab, LabOptions, LibvirtOptions, VmOptions};
 use serde_json::{Value, json};
 use unmoor::agent::Client;
 
@@ -28,6 +28,8 @@ pub struct HostsOptions {
     pub defined: bool,
     /// libvirt takes both hosts for the same machine.
     pub same_machine: bool,
+    /// Which libvirt and which QEMU there are at A and at B.
+    pub libvirt: [LibvirtOptions; 2],
     /// The daemons' arguments, of A's and of B's.
     pub daemons: [Vec<String>; 2],
     /// What the VM's description is made.
@@ -43,6 +45,7 @@ impl Default for HostsOptions {
             writer: "96 8 full",
             defined: false,
             same_machine: false,
+            libvirt: [LibvirtOptions::default(); 2],
             daemons: [Vec::new(), Vec::new()],
             change: |description| description,
         }
@@ -74,13 +77,12 @@ impl Hosts {
     /// Others.
     pub fn with(options: &HostsOptions) -> Result<Self> {
         let lab = Lab::new(&LabOptions::with_rate(options.rate))?;
-        let a = Libvirt::start(&lab, Host::A)?;
-        let known_as = if options.same_machine {
-            Host::A
-        } else {
-            Host::B
-        };
-        let b = Libvirt::start_known_as(&lab, Host::B, known_as)?;
+        let [at_a, mut at_b] = options.libvirt;
+        if options.same_machine {
+            at_b.known_as = Some(Host::A);
+        }
+        let a = Libvirt::start(&lab, Host::A, &at_a)?;
+        let b = Libvirt::start(&lab, Host::B, &at_b)?;
         let start = |host: &Libvirt, more: &[String]| {
             let more: Vec<&str> = more.iter().map(String::as_str).collect();
             Unmoor::daemon(&lab, host, &more)

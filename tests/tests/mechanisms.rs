@@ -401,32 +401,27 @@ fn document(mechanisms: &[Mechanism], skipped: &[String]) -> Result<()> {
 
 #[test]
 fn every_mechanism_is_seen_and_connects_only_those_who_use_it() -> Result<()> {
-    check(DOCUMENTED, Kernel::Debian12, Preemption::Voluntary, "")
+    check(DOCUMENTED, Kernel::V6_1, Preemption::Voluntary, "")
 }
 
 #[test]
 #[ignore = "slow: run by make test-slow"]
 fn every_mechanism_is_seen_on_a_newer_kernel() -> Result<()> {
-    check(
-        "mechanisms-backports",
-        Kernel::Backports,
-        Preemption::Voluntary,
-        "",
-    )
+    check("mechanisms-6.12", Kernel::V6_12, Preemption::Voluntary, "")
 }
 
 #[test]
 #[ignore = "slow: run by make test-slow"]
 fn every_mechanism_is_seen_under_preemption() -> Result<()> {
-    check("mechanisms-preempt", Kernel::Debian12, Preemption::Full, "")
+    check("mechanisms-preempt", Kernel::V6_1, Preemption::Full, "")
 }
 
 #[test]
 #[ignore = "slow: run by make test-slow"]
 fn every_mechanism_is_seen_on_a_newer_kernel_under_preemption() -> Result<()> {
     check(
-        "mechanisms-backports-preempt",
-        Kernel::Backports,
+        "mechanisms-6.12-preempt",
+        Kernel::V6_12,
         Preemption::Full,
         "",
     )
@@ -439,7 +434,7 @@ fn every_mechanism_is_seen_on_a_newer_kernel_under_preemption() -> Result<()> {
 fn every_mechanism_is_seen_where_the_kernel_has_no_bpf_lsm() -> Result<()> {
     check(
         "mechanisms-fentry",
-        Kernel::Debian12,
+        Kernel::V6_1,
         Preemption::Voluntary,
         "lsm=lockdown,capability,yama",
     )

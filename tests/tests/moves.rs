@@ -64,7 +64,7 @@ fn for_qemu_7_2() -> VmOptions {
 
 #[test]
 fn qemu_10_to_10() -> Result<()> {
-    moves_to_the_byte("qemu_10_to_10", &VmOptions::default(), QemuVersion::V10)
+    moves_to_the_byte("qemu_10_to_10", &VmOptions::default(), QemuVersion::V10_0)
 }
 
 #[test]
@@ -74,14 +74,14 @@ fn qemu_7_2_to_7_2() -> Result<()> {
 
 #[test]
 fn qemu_7_2_to_10() -> Result<()> {
-    moves_to_the_byte("qemu_7_2_to_10", &for_qemu_7_2(), QemuVersion::V10)
+    moves_to_the_byte("qemu_7_2_to_10", &for_qemu_7_2(), QemuVersion::V10_0)
 }
 
 #[test]
 #[ignore = "slow: one more pair of versions"]
 fn qemu_10_to_7_2() -> Result<()> {
     let options = VmOptions {
-        version: QemuVersion::V10,
+        version: QemuVersion::V10_0,
         ..for_qemu_7_2()
     };
     moves_to_the_byte("qemu_10_to_7_2", &options, QemuVersion::V7_2)
@@ -94,7 +94,7 @@ fn memory_above_the_hole() -> Result<()> {
         memory: "3584M".into(),
         ..VmOptions::default()
     };
-    moves_to_the_byte("memory_above_the_hole", &options, QemuVersion::V10)
+    moves_to_the_byte("memory_above_the_hole", &options, QemuVersion::V10_0)
 }
 
 /// A stream without a description ends with its closing alone.
@@ -104,7 +104,7 @@ fn a_machine_that_suppresses_the_description() -> Result<()> {
         machine: "q35,suppress-vmdesc=on".into(),
         ..VmOptions::default()
     };
-    moves_to_the_byte("suppressed_description", &options, QemuVersion::V10)
+    moves_to_the_byte("suppressed_description", &options, QemuVersion::V10_0)
 }
 
 #[test]

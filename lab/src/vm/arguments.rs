@@ -17,7 +17,7 @@ impl Arguments {
     }
 }
 
-/// All arguments but the firmware's folders. They decide which saved state fits: what the guest has
+/// All arguments. They decide which saved state fits: what the guest has
 /// booted from is a part of it, the sockets' folder is not.
 pub(crate) fn arguments(options: &VmOptions, folder: &Path) -> Result<Vec<String>> {
     let mut all = Arguments::default();

@@ -5,7 +5,7 @@ mod control;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use hypervisor::{Client, Error};
 use serde_json::{Value, json};
 
-use crate::{Host, Lab, provisions};
+use crate::{Host, Lab, Missing, provisions, versions};
 
 pub(crate) use arguments::arguments;
 pub use control::Control;
@@ -29,79 +29,119 @@ pub enum QemuVersion {
     /// 7.2. Under emulation it loses dirty pages of a migrating guest all by itself, unless the
     /// guest's RAM is no multiple of 256 KiB: give it such a size.
     V7_2,
-    /// 10.0.
-    V10,
+    /// 10.0, as Debian 12 has it in its backports.
+    V10_0,
+    /// 10.0 with the fixes that Debian 13 has. Needs `lab/versions.sh` to have been run.
+    V10_0Trixie,
+    /// The newest that Debian had when the lab was set up.
+    Newest,
 }
 
 impl QemuVersion {
-    fn folder(self) -> &'static str {
+    /// All of them.
+    pub const ALL: [QemuVersion; 4] = [
+        QemuVersion::V7_2,
+        QemuVersion::V10_0,
+        QemuVersion::V10_0Trixie,
+        QemuVersion::Newest,
+    ];
+
+    /// What the lab calls it.
+    pub fn label(self) -> &'static str {
         match self {
-            QemuVersion::V7_2 => "qemu-7.2",
-            QemuVersion::V10 => "qemu-10",
+            QemuVersion::V7_2 => "7.2",
+            QemuVersion::V10_0 => "10.0",
+            QemuVersion::V10_0Trixie => "10.0-trixie",
+            QemuVersion::Newest => "newest",
         }
     }
 
-    /// The environment and firmware paths of the unpacked package.
-    fn arguments(self) -> (PathBuf, (String, PathBuf), Vec<PathBuf>) {
-        let folder = provisions().join(self.folder());
-        let share = folder.join("usr/share");
-        (
-            folder.join("usr/bin/qemu-system-x86_64"),
-            (
-                "QEMU_MODULE_DIR".to_owned(),
-                folder.join("usr/lib/x86_64-linux-gnu/qemu"),
-            ),
-            vec![share.join("qemu"), share.join("seabios")],
-        )
+    /// Its exact version, or why it is not here.
+    pub fn exact(self) -> Result<String, Missing> {
+        versions::exact("qemu", self.label())
     }
 
-    /// The program, outside the lab.
-    pub fn command(self) -> Command {
-        let (program, (name, value), folders) = self.arguments();
-        let mut command = Command::new(program);
-        command.env(name, value);
-        for folder in folders {
-            command.arg("-L").arg(folder);
-        }
-        command
+    /// The program, which finds its libraries, modules and firmware itself.
+    pub fn program(self) -> PathBuf {
+        self.folder().join("usr/bin/qemu-system-x86_64")
+    }
+
+    /// Where it is unpacked.
+    pub(crate) fn folder(self) -> PathBuf {
+        versions::folder("qemu", self.label())
     }
 }
 
-/// What the guest is. Both answer on the control channel, echo on port 7007 and serve Redis.
+/// What the guest is. All answer on the control channel, echo on port 7007 and serve Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Image {
     /// Busybox and Redis in an initramfs: boots in seconds, occupies little.
     Small,
-    /// Debian with systemd, Redis, nginx, PostgreSQL, ssh and cron, on a disk that is never
+    /// Debian 12 with systemd, Redis, nginx, PostgreSQL, ssh and cron, on a disk that is never
     /// written: what the guest writes stays in its memory, so source and destination share the
     /// disk. It needs 1 GiB of RAM, and `lab/debian.sh` to have been run.
     Debian,
+    /// The same of Debian 13.
+    Debian13,
 }
 
 /// Which Linux the guest runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
-    /// Debian 12's own: 6.1.
-    Debian12,
-    /// The one of Debian 12's backports: 6.12. With the small image only.
-    Backports,
+    /// 5.10, Debian 11's. Needs `lab/versions.sh` to have been run.
+    V5_10,
+    /// 6.1, Debian 12's. The only one for the Debian guests.
+    V6_1,
+    /// 6.12, Debian 13's.
+    V6_12,
+    /// The newest that Debian had when the lab was set up, built for VMs.
+    NewestCloud,
+    /// The same built for every machine. Needs `lab/versions.sh` to have been run.
+    NewestGeneric,
 }
 
 impl Kernel {
-    fn file(self) -> PathBuf {
-        provisions().join(match self {
-            Kernel::Debian12 => "vmlinuz",
-            Kernel::Backports => "vmlinuz-backports",
-        })
+    /// All of them.
+    pub const ALL: [Kernel; 5] = [
+        Kernel::V5_10,
+        Kernel::V6_1,
+        Kernel::V6_12,
+        Kernel::NewestCloud,
+        Kernel::NewestGeneric,
+    ];
+
+    /// What the lab calls it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Kernel::V5_10 => "5.10",
+            Kernel::V6_1 => "6.1",
+            Kernel::V6_12 => "6.12",
+            Kernel::NewestCloud => "newest-cloud",
+            Kernel::NewestGeneric => "newest-generic",
+        }
+    }
+
+    /// Its exact version, or why it is not here.
+    pub fn exact(self) -> Result<String, Missing> {
+        versions::exact("kernel", self.label())
+    }
+
+    /// What `uname -r` says in the guest; empty if it is not here.
+    pub fn release(self) -> String {
+        let file = versions::folder("kernel", self.label()).join("release");
+        fs::read_to_string(file).unwrap_or_default()
+    }
+
+    pub(crate) fn file(self) -> PathBuf {
+        versions::folder("kernel", self.label()).join("vmlinuz")
     }
 
     /// Its modules and the image; `None` if there is none with both.
     fn initrd(self, image: Image) -> Option<PathBuf> {
         let name = match (image, self) {
-            (Image::Small, Kernel::Debian12) => "initrd.gz",
-            (Image::Small, Kernel::Backports) => "initrd-backports.gz",
-            (Image::Debian, Kernel::Debian12) => "debian-initrd.gz",
-            (Image::Debian, Kernel::Backports) => return None,
+            (Image::Small, _) => format!("initrd-{}.gz", self.label()),
+            (Image::Debian | Image::Debian13, Kernel::V6_1) => "debian-initrd.gz".to_owned(),
+            (Image::Debian | Image::Debian13, _) => return None,
         };
         Some(provisions().join(name))
     }
@@ -113,15 +153,25 @@ impl Image {
     fn boot_limit(self) -> Duration {
         Duration::from_secs(match self {
             Image::Small => 120,
-            Image::Debian => 300,
+            Image::Debian | Image::Debian13 => 300,
         })
     }
 
     fn disk(self) -> Option<PathBuf> {
         match self {
             Image::Small => None,
-            Image::Debian => Some(provisions().join("debian.squashfs")),
+            Image::Debian => Some(provisions().join("debian-12.squashfs")),
+            Image::Debian13 => Some(provisions().join("debian-13.squashfs")),
         }
+    }
+
+    /// The file that changes whenever the image does.
+    pub(crate) fn key(self, kernel: Kernel) -> PathBuf {
+        provisions().join(match self {
+            Image::Small => format!("initrd-{}.key", kernel.label()),
+            Image::Debian => "debian-12.key".to_owned(),
+            Image::Debian13 => "debian-13.key".to_owned(),
+        })
     }
 }
 
@@ -160,9 +210,9 @@ pub struct VmOptions {
 impl Default for VmOptions {
     fn default() -> Self {
         VmOptions {
-            version: QemuVersion::V10,
+            version: QemuVersion::V10_0,
             image: Image::Small,
-            kernel: Kernel::Debian12,
+            kernel: Kernel::V6_1,
             machine: "q35".into(),
             memory: "512M".into(),
             vcpus: 2,
@@ -178,7 +228,7 @@ impl Default for VmOptions {
 }
 
 impl VmOptions {
-    /// A VM with the Debian guest, and as much RAM as that needs.
+    /// A VM with the guest of Debian 12, and as much RAM as that needs.
     pub fn debian() -> Self {
         VmOptions {
             image: Image::Debian,
@@ -187,9 +237,9 @@ impl VmOptions {
         }
     }
 
-    fn initrd(&self) -> Result<PathBuf> {
+    pub(crate) fn initrd(&self) -> Result<PathBuf> {
         let initrd = self.kernel.initrd(self.image);
-        initrd.context("the Debian guest has its own kernel only")
+        initrd.context("the Debian guests run kernel 6.1 only: choose that, or the small image")
     }
 
     /// The same VM as a destination.
@@ -217,6 +267,8 @@ impl Vm {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let initrd = options.initrd()?;
+        options.version.exact()?;
+        options.kernel.exact()?;
         for file in [Some(&initrd), options.image.disk().as_ref()] {
             if let Some(file) = file.filter(|file| !file.exists()) {
                 bail!(
@@ -227,12 +279,7 @@ impl Vm {
         }
         let folder = lab.run_dir().join(format!("vm-{host}-{count}"));
         fs::create_dir(&folder)?;
-        let (program, (name, value), firmware) = options.version.arguments();
-        let mut command = lab.command(host, program);
-        command.env(name, value);
-        for folder in firmware {
-            command.arg("-L").arg(folder);
-        }
+        let mut command = lab.command(host, options.version.program());
         command.args(arguments(options, &folder)?);
         command.stderr(File::create(folder.join("stderr"))?);
         command.stdout(Stdio::null());

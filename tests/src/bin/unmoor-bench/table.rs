@@ -1,6 +1,7 @@
 //! The tables, as Markdown.
 
 use std::fmt::Write;
+use std::process::Command;
 
 use lab::QemuVersion;
 use lab::machine::{Machine, version_of};
@@ -13,7 +14,7 @@ use crate::medians::Group;
 /// The machine, as readers want to know it.
 pub(crate) fn machine() -> String {
     let machine = Machine::here();
-    let qemu = version_of(&mut QemuVersion::V10.command());
+    let qemu = version_of(&mut Command::new(QemuVersion::V10_0.program()));
     let qemu = qemu.split(" (").next().unwrap_or("QEMU");
     format!(
         "{}, {} cores, {} GiB, {}, {qemu} on both hosts",
