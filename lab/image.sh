@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . lab/common.sh
 root=$LAB/guest-12
-programs=(target/x86_64-unknown-linux-gnu/release/{lab-guest,unmoor-agent,guest-procs-probe})
+programs=(target/x86_64-unknown-linux-gnu/release/{lab-guest,unmoor-agent,unmoor-agent-faults,guest-procs-probe})
 
 image=$LAB/image
 lay_out() { # everything but the modules

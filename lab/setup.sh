@@ -42,6 +42,13 @@ provide libvirt newest
 cargo=${CARGO:-cargo}
 # Static, so that it runs in any guest; with a target of its own, so that the flag does not make
 # cargo build everything else anew.
-RUSTFLAGS='-C target-feature=+crt-static' "$cargo" build -q --release --locked -p lab-guest \
-  -p unmoor-agent -p guest-procs --target x86_64-unknown-linux-gnu
+guest_build() {
+  RUSTFLAGS='-C target-feature=+crt-static' "$cargo" build -q --release --locked \
+    --target x86_64-unknown-linux-gnu "$@"
+}
+# An agent whose probes fail when they are told to, beside the one that people run.
+programs=target/x86_64-unknown-linux-gnu/release
+guest_build -p unmoor-agent --features unmoor-agent/faults
+cp -p "$programs/unmoor-agent" "$programs/unmoor-agent-faults"
+guest_build -p lab-guest -p unmoor-agent -p guest-procs
 lab/image.sh

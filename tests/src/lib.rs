@@ -6,6 +6,7 @@ pub mod bench;
 pub mod browser;
 pub mod hosts;
 pub mod matrix;
+pub mod mechanisms;
 pub mod on_the_way;
 pub mod pretender;
 

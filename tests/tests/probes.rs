@@ -1,0 +1,282 @@
+//! Probes that do not work: the others do, what is lost is named with its cause, and what depends on it
+//! is uncertain. No process is taken to be independent that is not.
+//!
+//! The guest runs an agent whose programs in the kernel fail when they are told to (the feature
+//! `faults`): the verifier refuses one, the kernel's type information lacks what it reads, or it cannot
+//! be attached.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use guest_proto::{LossCause, LossEffect, ProbeState, Tier};
+use lab::{Host, Kernel, Lab, LabOptions, Vm, VmOptions, results};
+use serde_json::{Value, json};
+use unmoor::agent::Words;
+use unmoor_tests::connect_agent;
+use unmoor_tests::mechanisms::{
+    Mechanism, Seen, clear, judge, judge_leniently, mechanisms, run, wait_for,
+};
+
+/// Every probe, with what is uncertain without it.
+const PROBES: [(&str, LossEffect); 31] = {
+    use LossEffect::{Everyone, None, Users};
+    [
+        ("file_permission", Users),
+        ("mmap_file", Users),
+        ("file_lock", Users),
+        ("path_truncate", Users),
+        ("file_truncate", Users),
+        ("do_splice", Users),
+        ("do_tee", Users),
+        ("vmsplice", Users),
+        ("mq_timedsend", Users),
+        ("mq_timedreceive", Users),
+        ("msgsnd", Users),
+        ("msgrcv", Users),
+        ("semop", Users),
+        ("inotify_event", Users),
+        ("io_msg_ring", Users),
+        ("socket_sendmsg", Users),
+        ("socket_recvmsg", Users),
+        ("socket_connect", Users),
+        ("socket_accept", Users),
+        ("unix_stream_connect", Users),
+        ("unix_may_send", Users),
+        ("sched_waking", Everyone),
+        ("signal_generate", Everyone),
+        ("ptrace_access_check", Everyone),
+        ("ptrace_traceme", Everyone),
+        ("process_fork", Everyone),
+        ("process_exit", Everyone),
+        ("process_wait", Users),
+        ("held_files", Everyone),
+        ("mappings", Everyone),
+        ("tasks", None),
+    ]
+};
+
+/// In which way one fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Verifier,
+    Relocation,
+    Attach,
+}
+
+const WAYS: [Way; 3] = [Way::Verifier, Way::Relocation, Way::Attach];
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Way::Verifier => "verifier",
+            Way::Relocation => "relocation",
+            Way::Attach => "attach",
+        }
+    }
+
+    fn cause(self) -> LossCause {
+        match self {
+            Way::Verifier => LossCause::Verifier,
+            Way::Relocation => LossCause::Relocation,
+            Way::Attach => LossCause::Attach,
+        }
+    }
+
+    /// Programs that read what stands are never attached for long.
+    fn suits(self, program: &str) -> bool {
+        self != Way::Attach || !["held_files", "mappings", "tasks"].contains(&program)
+    }
+
+    /// What makes a program fail in this way. Where the hook's wrapper has a program of its own, that
+    /// fails as well.
+    fn faults(self, program: &str) -> String {
+        let of = |program: &str| format!("{}:{program}", self.name());
+        match program {
+            "mmap_file" => format!("{},{}", of("mmap_file"), of("security_mmap_file")),
+            _ => of(program),
+        }
+    }
+}
+
+fn guest(lab: &Lab) -> Result<Vm> {
+    let options = VmOptions {
+        memory: "1G".into(),
+        kernel: Kernel::NewestCloud,
+        ..VmOptions::default()
+    };
+    let mut vm = Vm::start(lab, Host::A, &options)?;
+    vm.wait_booted()?;
+    Ok(vm)
+}
+
+/// Starts an agent with these faults in the place of the one before; how long it took to answer.
+fn start(vm: &mut Vm, faults: &str) -> Result<Duration> {
+    let begin = Instant::now();
+    vm.guest(&format!(
+        "kill -9 $(pidof unmoor-agent-faults) 2>/dev/null; \
+         UNMOOR_AGENT_FAULTS={faults} setsid unmoor-agent-faults >/run/agent.log 2>&1 </dev/null &"
+    ))?;
+    wait_for(
+        vm,
+        "the agent's probes",
+        "grep -qE 'probes loaded|no probe works' /run/agent.log",
+    )?;
+    Ok(begin.elapsed())
+}
+
+/// What the agent says of one program: as expected.
+fn named(state: &ProbeState, program: &str, way: Way, effect: LossEffect) -> Result<()> {
+    let name = |name: &str| name.replace("security_", "");
+    let mut lost = state.lost.iter();
+    let lost = lost
+        .find(|lost| name(&lost.name) == program)
+        .with_context(|| format!("{program} is not named: {state:?}"))?;
+    ensure!(lost.cause == way.cause(), "{lost:?}");
+    ensure!(lost.effect == effect, "{lost:?}");
+    ensure!(!lost.detail.is_empty() && !lost.sees.is_empty(), "{lost:?}");
+    Ok(())
+}
+
+/// Exercises all mechanisms without some probes; yields how many were seen just as with all of them.
+fn check(vm: &mut Vm, mechanisms: &[Mechanism], folder: &str, all: bool) -> Result<(Seen, usize)> {
+    let seen = run(vm, folder)?;
+    let words = Words::new(&seen.report.processes);
+    let processes = seen.processes();
+    let mut wrong = Vec::new();
+    let mut exact = 0;
+    for mechanism in mechanisms.iter().filter(|mechanism| !seen.skips(mechanism)) {
+        wrong.extend(
+            judge_leniently(mechanism, &processes)
+                .into_iter()
+                .map(|what| format!("{}: {what}", mechanism.name)),
+        );
+        exact += usize::from(judge(mechanism, &processes, &words).is_empty());
+    }
+    ensure!(wrong.is_empty(), "falsely independent: {wrong:?}");
+    // What everybody is uncertain of leaves nobody who may pause.
+    let independent = seen.report.processes.iter();
+    let independent = independent.filter(|one| !one.class.stays_live()).count();
+    ensure!(!all || independent == 0, "{independent} are independent");
+    clear(vm)?;
+    Ok((seen, exact))
+}
+
+/// One set of faults: named, nobody falsely independent.
+fn one(
+    vm: &mut Vm,
+    mechanisms: &[Mechanism],
+    number: usize,
+    lost: &[(&str, LossEffect, Way)],
+) -> Result<Value> {
+    let faults: Vec<String> = lost.iter().map(|(name, _, way)| way.faults(name)).collect();
+    let started = start(vm, &faults.join(","))?;
+    let all = lost
+        .iter()
+        .any(|(_, effect, _)| *effect == LossEffect::Everyone);
+    let (seen, exact) = check(vm, mechanisms, &format!("/run/m{number}"), all)?;
+    for (program, effect, way) in lost {
+        named(&seen.probes, program, *way, *effect)?;
+    }
+    ensure!(seen.probes.lost.len() == lost.len(), "{:?}", seen.probes);
+    println!("{faults:?}: {exact} as with all probes, {started:?}");
+    Ok(json!({
+        "faults": faults,
+        "seen_as_with_all_probes": exact,
+        "attempts": seen.probes.tries,
+        "load_ms": seen.probes.took_ms,
+        "lost": seen.probes.lost,
+    }))
+}
+
+/// Some of each kind; all of them in the slow test.
+#[test]
+fn a_probe_that_does_not_work_costs_what_it_would_have_seen() -> Result<()> {
+    let lab = Lab::new(&LabOptions::default())?;
+    let mut vm = guest(&lab)?;
+    let mechanisms = mechanisms(&mut vm)?;
+    use LossEffect::{Everyone, None, Users};
+    let cases: [&[(&str, LossEffect, Way)]; 3] = [
+        &[
+            ("do_tee", Users, Way::Verifier),
+            ("unix_may_send", Users, Way::Relocation),
+        ],
+        &[("mq_timedsend", Users, Way::Attach)],
+        &[
+            ("tasks", None, Way::Verifier),
+            ("process_fork", Everyone, Way::Verifier),
+        ],
+    ];
+    let mut rows = Vec::new();
+    for (number, case) in cases.iter().enumerate() {
+        rows.push(one(&mut vm, &mechanisms, number, case)?);
+    }
+    // The rest works: tee's pipes, and those who use datagrams.
+    let exact = rows[0]["seen_as_with_all_probes"].as_u64();
+    ensure!(exact >= Some(mechanisms.len() as u64 / 2), "{exact:?}");
+    results::record("lost_probes", &rows)
+}
+
+#[test]
+#[ignore = "slow: run by make test-slow"]
+fn each_probe_in_turn_and_pairs_of_them_do_not_work() -> Result<()> {
+    let lab = Lab::new(&LabOptions::default())?;
+    let mut vm = guest(&lab)?;
+    let mechanisms = mechanisms(&mut vm)?;
+    let mut rows = Vec::new();
+    let single = PROBES
+        .iter()
+        .flat_map(|(program, effect)| WAYS.map(|way| (*program, *effect, way)))
+        .filter(|(program, _, way)| way.suits(program))
+        .map(|one| vec![one]);
+    // Each with the one that stands seven places on: neighbours see much of the same.
+    let pairs = (0..PROBES.len()).map(|at| {
+        let (one, other) = (PROBES[at], PROBES[(at + 7) % PROBES.len()]);
+        let way = |at: usize, program| match WAYS[at % 3] {
+            way if way.suits(program) => way,
+            _ => Way::Verifier,
+        };
+        vec![
+            (one.0, one.1, way(at, one.0)),
+            (other.0, other.1, way(at + 1, other.0)),
+        ]
+    });
+    for (number, case) in single.chain(pairs).enumerate() {
+        rows.push(one(&mut vm, &mechanisms, number, &case).with_context(|| format!("{case:?}"))?);
+    }
+    results::record("lost_probes_all", &rows)
+}
+
+/// How long the agent needs without 0, 1 and 8 probes; and that it gives up in the end.
+#[test]
+#[ignore = "slow: run by make test-slow"]
+fn attempts_are_bounded() -> Result<()> {
+    let lab = Lab::new(&LabOptions::default())?;
+    let mut vm = guest(&lab)?;
+    let mut rows = Vec::new();
+    for count in [0, 1, 8, PROBES.len()] {
+        let faults: Vec<String> = PROBES[..count]
+            .iter()
+            .map(|(program, _)| Way::Verifier.faults(program))
+            .collect();
+        start(&mut vm, &faults.join(","))?;
+        let (mut client, welcome) = connect_agent(&vm)?;
+        let state = client.probe_state()?;
+        if count == PROBES.len() {
+            ensure!(matches!(welcome.tier, Tier::StandingFactsOnly { .. }));
+            let cause = state.none.as_ref().map(|(cause, _)| *cause);
+            ensure!(cause == Some(LossCause::TooMany), "{state:?}");
+        } else {
+            ensure!(state.lost.len() == count, "{state:?}");
+            let resident = vm.guest(
+                "grep VmRSS /proc/$(pidof unmoor-agent-faults | tr ' ' '\\n' | sort -n | head -n 1)/status",
+            )?;
+            rows.push(json!({
+                "failures": count,
+                "attempts": state.tries,
+                "load_ms": state.took_ms,
+                "resident": resident.trim(),
+            }));
+        }
+    }
+    results::record("lost_probes_start", &rows)
+}
