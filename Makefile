@@ -15,7 +15,7 @@ FEATURES ?=
 # Words for unmoor-bench; tests/src/bin/unmoor-bench/main.rs tells which.
 BENCH ?=
 
-.PHONY: help tools setup setup-versions setup-debian build demo test test-unit test-e2e test-slow test-faults test-defects soak bench lint fuzz man clean-lab
+.PHONY: help tools setup setup-versions setup-debian build demo test test-unit test-e2e test-slow test-versions test-faults test-defects soak bench lint fuzz man clean-lab
 
 help: ## What there is to make
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -33,8 +33,8 @@ setup-debian: setup ## The guests of Debian 12 and 13, for the slow tests
 	lab/debian.sh 12
 	lab/debian.sh 13
 
-build: tools ## The programs, optimised; FEATURES=libvirt for unmoor migrate
-	$(CARGO) build --release --locked -p unmoor --features "$(FEATURES)"
+build: tools ## The programs, optimised, into target/dist; FEATURES=libvirt for unmoor migrate
+	$(CARGO) build --profile dist --locked -p unmoor --features "$(FEATURES)"
 
 demo: setup ## A VM that QEMU alone cannot move, moved (4 min after the set-up)
 	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests
@@ -59,6 +59,13 @@ test-slow: setup-versions setup-debian ## The whole matrices, and a minute of fu
 	UNMOOR_SIMULATIONS=50000 $(CARGO) test --release --locked -p migrate --test steered
 	$(MAKE) fuzz
 	target/release/lab-results test-slow
+
+test-versions: setup-versions ## Every kernel, QEMU and libvirt of the lab, moved (half an hour)
+	$(CARGO) build --release --locked -p unmoor --features unmoor/libvirt -p lab
+	rm -rf $(RESULTS)/test-versions.d
+	UNMOOR_RECORD=test-versions $(CARGO) test --release --locked -p unmoor-tests --test versions -- $(E2E) --ignored
+	UNMOOR_RECORD=test-versions $(CARGO) test --release --locked -p lab --test versions -- $(E2E) --ignored
+	target/release/lab-results test-versions
 
 test-faults: setup ## Whatever can break, at every moment, under every protocol (half an hour)
 	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests
@@ -92,10 +99,10 @@ lint: tools ## Format, clippy and documentation, warnings denied
 
 man: build ## Manual pages and completions, into target/man and target/completions
 	mkdir -p target/man target/completions
-	target/release/unmoor man target/man
-	target/release/unmoor completions bash > target/completions/unmoor.bash
-	target/release/unmoor completions zsh > target/completions/_unmoor
-	target/release/unmoor completions fish > target/completions/unmoor.fish
+	target/dist/unmoor man target/man
+	target/dist/unmoor completions bash > target/completions/unmoor.bash
+	target/dist/unmoor completions zsh > target/completions/_unmoor
+	target/dist/unmoor completions fish > target/completions/unmoor.fish
 
 clean-lab: ## Removes what a killed run of the lab may have left behind
 	$(CARGO) run --release --locked -q -p lab --bin lab-clean

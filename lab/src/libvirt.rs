@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::vm::Control;
-use crate::{GUEST, Host, Lab, Missing, QemuVersion, VmOptions, machine, versions};
+use crate::{GUEST, HOST_A, HOST_B, Host, Lab, Missing, QemuVersion, VmOptions, machine, versions};
 
 /// Longest wait for a daemon or a guest.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -194,13 +194,28 @@ impl Libvirt {
     /// Begins to move the VM from here through the socket `slot` of unmoord at `to`.
     pub fn migrate(&self, lab: &Lab, to: &Libvirt, slot: u8) -> Result<Child> {
         let socket = migrate_folder(lab).join(format!("{}/{slot}.sock", to.host));
+        self.migrate_over(to, &format!("unix://{}", socket.display()))
+    }
+
+    /// Begins to move the VM from here as libvirt does it alone, over the same link: what `unmoor` is
+    /// compared with.
+    pub fn migrate_alone(&self, to: &Libvirt) -> Result<Child> {
+        let address = match to.host {
+            Host::A => HOST_A,
+            Host::B => HOST_B,
+            Host::Client => bail!("no VM moves to the client"),
+        };
+        self.migrate_over(to, &format!("tcp://{address}:49152"))
+    }
+
+    fn migrate_over(&self, to: &Libvirt, uri: &str) -> Result<Child> {
         let mut command = self.command("timeout");
         command
             .arg(MIGRATION_LIMIT)
             .arg(self.version.virsh())
             .args(["-q", "-c", &self.uri(), "migrate", "--live", "--p2p"])
             .args(["--desturi", &to.uri()])
-            .args(["--migrateuri", &format!("unix://{}", socket.display())])
+            .args(["--migrateuri", uri])
             .arg(DOMAIN)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

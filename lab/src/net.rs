@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -81,6 +82,7 @@ pub struct Lab {
     run: tempfile::TempDir,
     /// Says by how much clocks are wrong.
     clock: Option<PathBuf>,
+    built: Instant,
 }
 
 impl Lab {
@@ -97,6 +99,7 @@ impl Lab {
             prefix: format!("{PREFIX}{}-{count}", std::process::id()),
             clock: options.clocks_jump.then(|| run.path().join("clock")),
             run,
+            built: Instant::now(),
         };
         if options.clocks_jump {
             lab.set_clocks("+0")?;
@@ -263,6 +266,8 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         remove_namespaces(&format!("{}-", self.prefix));
+        // A time that cannot be kept is no reason to fail.
+        let _ = crate::results::record_time(self.built.elapsed());
     }
 }
 

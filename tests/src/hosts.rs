@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use lab::libvirt::{Libvirt, describe, text};
 use lab::relay::Unmoor;
 use lab::vm::Control;
-use lab::{Host, Lab, LabOptions, LibvirtOptions, VmOptions};
+use lab::{Host, Kernel, Lab, LabOptions, LibvirtOptions, VmOptions};
 use serde_json::{Value, json};
 use unmoor::agent::Client;
 
@@ -28,6 +28,8 @@ pub struct HostsOptions {
     pub defined: bool,
     /// libvirt takes both hosts for the same machine.
     pub same_machine: bool,
+    /// Which Linux the guest runs.
+    pub kernel: Kernel,
     /// Which libvirt and which QEMU there are at A and at B.
     pub libvirt: [LibvirtOptions; 2],
     /// The daemons' arguments, of A's and of B's.
@@ -45,6 +47,7 @@ impl Default for HostsOptions {
             writer: "96 8 full",
             defined: false,
             same_machine: false,
+            kernel: Kernel::V6_1,
             libvirt: [LibvirtOptions::default(); 2],
             daemons: [Vec::new(), Vec::new()],
             change: |description| description,
@@ -91,6 +94,7 @@ impl Hosts {
         let relays = [start(&a, of_a)?, start(&b, of_b)?];
         let guest = VmOptions {
             agent: options.agent,
+            kernel: options.kernel,
             ..VmOptions::default()
         };
         let description = describe(&guest, options.memory_mib)?;

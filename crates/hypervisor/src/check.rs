@@ -13,8 +13,30 @@ const OLDEST: Version = Version {
     minor: 2,
     micro: 0,
 };
-/// The newest QEMU series whose stream is known.
-const NEWEST: (u32, u32) = (10, 2);
+/// The versions that were tried: the table that people read.
+const TRIED: &str = include_str!("../../../docs/versions.md");
+
+/// The newest QEMU that was tried.
+fn newest_tried() -> Option<Version> {
+    let mut newest = None;
+    for line in TRIED.lines() {
+        let mut cells = line.split('|').map(str::trim).skip(1);
+        if cells.next() == Some("QEMU") {
+            newest = newest.max(cells.next().and_then(version));
+        }
+    }
+    newest
+}
+
+/// A version as the table has it.
+fn version(text: &str) -> Option<Version> {
+    let mut numbers = text.split('.').map(|number| number.parse().ok());
+    Some(Version {
+        major: numbers.next()??,
+        minor: numbers.next()??,
+        micro: numbers.next().flatten().unwrap_or(0),
+    })
+}
 
 /// How much a finding weighs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -146,9 +168,11 @@ fn common(vm: &mut Vm, report: &mut Report) -> Result<(), Error> {
             format!("QEMU {version} is older than {OLDEST}"),
             "use QEMU 6.2 or newer",
         );
-    } else if (version.major, version.minor) > NEWEST {
+    } else if let Some(newest) = newest_tried()
+        && (version.major, version.minor) > (newest.major, newest.minor)
+    {
         report.note(
-            format!("QEMU {version} is newer than any that was tried"),
+            format!("QEMU {version} is newer than any that was tried ({newest})"),
             "if its stream has changed, the migration ends with an error and the VM runs on",
         );
     }
@@ -308,6 +332,14 @@ fn mebibytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_table_of_versions_is_read() {
+        let newest = newest_tried().unwrap();
+        assert!(newest >= super::version("11.1.3").unwrap(), "{newest}");
+        assert_eq!(super::version("10"), None);
+        assert_eq!(super::version("newest"), None);
+    }
 
     fn facts() -> VmFacts {
         VmFacts {
