@@ -161,7 +161,8 @@ fn a_source_that_waits_for_the_destinations_agreement_hears_it() -> Result<()> {
     scene.begin_with("0.sock", acks, acks)?;
     ensure!(scene.outcome()? == "completed");
     scene.pair.destination.wait_status("running", SHORT)?;
-    verify_writer(&mut scene.pair.destination)
+    verify_writer(&mut scene.pair.destination)?;
+    Ok(())
 }
 
 #[test]
@@ -177,7 +178,8 @@ fn an_operator_is_waited_for_before_the_switchover() -> Result<()> {
     scene.pair.source.qmp("migrate-continue", &on)?;
     ensure!(scene.outcome()? == "completed");
     scene.pair.destination.wait_status("running", SHORT)?;
-    verify_writer(&mut scene.pair.destination)
+    verify_writer(&mut scene.pair.destination)?;
+    Ok(())
 }
 
 #[test]

@@ -30,7 +30,10 @@ use crate::poll::wait;
 
 /// Longest wait for the owner to end a migration that has succeeded, or has been given up.
 const END_LIMIT: Duration = Duration::from_secs(60);
-/// Time between two looks at a VM that its owner is bringing back; what QEMU tells ends it at once.
+/// How long to try to ask the owner anew.
+const ASK_AGAIN_FOR: Duration = Duration::from_secs(10);
+/// Time between two tries, and between two looks at a VM that its owner is bringing back; what QEMU tells
+/// ends the latter at once.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Whoever manages the VM.
@@ -322,27 +325,39 @@ impl Session<'_> {
     }
 
     fn ask_owner_again(&mut self) -> Result<String, (Exit, String)> {
-        let Some(owned) = &mut self.owned else {
-            return Ok(String::new());
-        };
-        let needs_help = |text: String| (Exit::NeedsHelp, text);
-        let state = match owned.owner.ask_again() {
-            Ok(Whereabouts::Here(vm)) => {
-                self.vm = vm;
-                self.once_it_is_back()
-            }
-            Ok(Whereabouts::Gone) => {
-                return Err(needs_help(
-                    "libvirt has no such VM running here any more: `virsh list --all` at the destination tells whether it runs there".into(),
+        let deadline = Instant::now() + ASK_AGAIN_FOR;
+        loop {
+            let Some(owned) = &mut self.owned else {
+                return Ok(String::new());
+            };
+            let error = match owned.owner.ask_again() {
+                Ok(Whereabouts::Here(vm)) => {
+                    self.vm = vm;
+                    match self.once_it_is_back() {
+                        Ok(state) => return Ok(as_it_is_here(&state)),
+                        Err(error) => error,
+                    }
+                }
+                Ok(Whereabouts::Gone) => {
+                    return Err((
+                        Exit::NeedsHelp,
+                        "libvirt has no such VM running here any more: `virsh list --all` at the destination tells whether it runs there".into(),
+                    ));
+                }
+                Err(error) => error,
+            };
+            // A daemon that is started again answers soon; who has enough of waiting says so by a signal.
+            let mut fds = [PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN)];
+            let next = deadline.min(Instant::now() + LOOK_EVERY);
+            let is_called = !matches!(wait(&mut fds, Some(next)), Ok(0));
+            if is_called || Instant::now() >= deadline {
+                return Err((
+                    Exit::NeedsHelp,
+                    format!(
+                        "libvirt cannot be asked what has become of the VM ({error}): `virsh list --all` tells it on both hosts"
+                    ),
                 ));
             }
-            Err(error) => Err(error),
-        };
-        match state {
-            Ok(state) => Ok(as_it_is_here(&state)),
-            Err(error) => Err(needs_help(format!(
-                "libvirt cannot be asked what has become of the VM ({error}): `virsh list --all` tells it on both hosts"
-            ))),
         }
     }
 
