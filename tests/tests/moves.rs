@@ -108,7 +108,9 @@ fn what_makes_a_qemu_wait_is_off_while_it_moves_and_on_again_afterwards() -> Res
     let mut pair = Pair::new(&options)?;
     let names = ["return-path", "switchover-ack", "pause-before-switchover"];
     let on = |names: &[&str]| {
-        let on = names.iter().map(|name| json!({"capability": name, "state": true}));
+        let on = names
+            .iter()
+            .map(|name| json!({"capability": name, "state": true}));
         json!({"capabilities": on.collect::<Vec<_>>()})
     };
     pair.source.qmp("migrate-set-capabilities", &on(&names))?;

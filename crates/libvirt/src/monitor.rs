@@ -114,9 +114,8 @@ impl News {
     /// Tells them in their order, until nobody puts any or one cannot be told.
     fn tell(self, mut tell: impl FnMut(&Event) -> std::io::Result<()>) {
         for () in self.woken {
-            let unheard = std::mem::take(
-                &mut *self.unheard.lock().unwrap_or_else(PoisonError::into_inner),
-            );
+            let unheard =
+                std::mem::take(&mut *self.unheard.lock().unwrap_or_else(PoisonError::into_inner));
             if unheard.iter().try_for_each(&mut tell).is_err() {
                 return;
             }

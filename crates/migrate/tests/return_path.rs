@@ -4,9 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use migrate::{
-    Destination, DestinationAction, Fault, Outputs, Source, SourceAction, SourcePhase,
-};
+use migrate::{Destination, DestinationAction, Fault, Outputs, Source, SourceAction, SourcePhase};
 use qemu_stream::return_path::Message as Rp;
 use qemu_stream::{BlockId, Event, RamBlock, command};
 use wire::{Accept, Capabilities, Decoder, Frame, Hello, Message, Started};

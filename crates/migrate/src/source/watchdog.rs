@@ -65,9 +65,7 @@ impl Source {
     /// while memory is held that is to be sent before.
     pub fn watch_switchover(&mut self, now: Instant, may_complete: bool) -> Result<(), Fault> {
         let position = self.position();
-        if self.phase == SourcePhase::Memory
-            && self.watchdog.is_over(now, position, may_complete)
-        {
+        if self.phase == SourcePhase::Memory && self.watchdog.is_over(now, position, may_complete) {
             return Err(Fault::NoSwitchover {
                 remedy: self.way_to_a_switchover(),
             });
