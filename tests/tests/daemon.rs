@@ -3,7 +3,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hypervisor::Incoming;
@@ -47,12 +47,28 @@ impl Scene {
 
     /// Has the destination's QEMU wait at a slot and the source's write to it.
     fn begin(&mut self, slot: &str, return_path: bool) -> Result<()> {
+        let at_a: &[&str] = match return_path {
+            true => &["return-path"],
+            false => &[],
+        };
+        self.begin_with(slot, at_a, &[])
+    }
+
+    /// The same with these capabilities on at the source and at the destination.
+    fn begin_with(&mut self, slot: &str, at_a: &[&str], at_b: &[&str]) -> Result<()> {
         let [from, to] = self.sockets(slot);
-        let on = json!({"capabilities": [
-            {"capability": "events", "state": true},
-            {"capability": "return-path", "state": return_path},
-        ]});
-        self.pair.source.qmp("migrate-set-capabilities", &on)?;
+        let on = |names: &[&str]| {
+            let names = ["events"].iter().chain(names);
+            let on = names.map(|name| json!({"capability": name, "state": true}));
+            json!({"capabilities": on.collect::<Vec<_>>()})
+        };
+        let Pair {
+            source,
+            destination,
+            ..
+        } = &mut self.pair;
+        source.qmp("migrate-set-capabilities", &on(at_a))?;
+        destination.qmp("migrate-set-capabilities", &on(at_b))?;
         let incoming = json!({"uri": format!("unix:{to}")});
         self.pair.destination.qmp("migrate-incoming", &incoming)?;
         let outgoing = json!({"uri": format!("unix:{from}")});
@@ -62,6 +78,11 @@ impl Scene {
 
     /// How QEMU's migration ends.
     fn outcome(&mut self) -> Result<String> {
+        self.comes_to(&["completed", "failed"])
+    }
+
+    /// Waits until QEMU's migration is in one of these states.
+    fn comes_to(&mut self, states: &[&str]) -> Result<String> {
         let deadline = Instant::now() + SHORT;
         loop {
             let monitor = self.pair.source.monitor()?;
@@ -70,7 +91,7 @@ impl Scene {
                     continue;
                 };
                 let status = event.data["status"].as_str().unwrap_or_default();
-                if event.name == "MIGRATION" && matches!(status, "completed" | "failed") {
+                if event.name == "MIGRATION" && states.contains(&status) {
                     return Ok(status.to_owned());
                 }
             }
@@ -127,6 +148,53 @@ fn a_vm_moves_between_two_sockets_with_certificates() -> Result<()> {
     verify_writer(destination)?;
     let pages = sent["pages"].as_u64().context("no count")?;
     ensure!(sent["wire_bytes"].as_u64() < Some(pages * 4096), "{sent}");
+    Ok(())
+}
+
+/// What libvirt switches on from release 10 on.
+const AS_LIBVIRT: [&str; 3] = ["return-path", "switchover-ack", "pause-before-switchover"];
+
+#[test]
+fn a_source_that_waits_for_the_destinations_agreement_hears_it() -> Result<()> {
+    let acks = &AS_LIBVIRT[..2];
+    let mut scene = Scene::new(&[], &[], false)?;
+    scene.begin_with("0.sock", acks, acks)?;
+    ensure!(scene.outcome()? == "completed");
+    scene.pair.destination.wait_status("running", SHORT)?;
+    verify_writer(&mut scene.pair.destination)?;
+    Ok(())
+}
+
+#[test]
+fn an_operator_is_waited_for_before_the_switchover() -> Result<()> {
+    let mut scene = Scene::new(&[], &[], false)?;
+    scene.begin_with("0.sock", &AS_LIBVIRT, &AS_LIBVIRT[..2])?;
+    scene.comes_to(&["pre-switchover"])?;
+    // For longer than a QEMU may go on without a switchover.
+    let long = Duration::from_secs(12);
+    let failed = scene.relays[0].await_event("failed", long);
+    ensure!(failed.is_err(), "{failed:?}");
+    let on = json!({"state": "pre-switchover"});
+    scene.pair.source.qmp("migrate-continue", &on)?;
+    ensure!(scene.outcome()? == "completed");
+    scene.pair.destination.wait_status("running", SHORT)?;
+    verify_writer(&mut scene.pair.destination)?;
+    Ok(())
+}
+
+#[test]
+fn a_source_that_waits_for_an_agreement_in_vain_is_given_up() -> Result<()> {
+    let mut scene = Scene::new(&[], &[], false)?;
+    let begun = Instant::now();
+    // The destination's QEMU has nothing to agree to, and says nothing.
+    scene.begin_with("0.sock", &AS_LIBVIRT[..2], &[])?;
+    let error = scene.failed()?;
+    ensure!(begun.elapsed() < SHORT, "{:?}", begun.elapsed());
+    ensure!(
+        error.contains("QEMU does not switch over although everything has been sent")
+            && error.contains("switchover-ack"),
+        "{error}"
+    );
     Ok(())
 }
 

@@ -214,6 +214,22 @@ fn a_libvirtd_that_is_killed_leaves_the_vm_where_it_was() -> Result<()> {
 }
 
 #[test]
+fn a_libvirtd_that_is_started_again_is_asked_where_the_vm_runs() -> Result<()> {
+    let mut hosts = Hosts::with(&with_agent("100mbit"))?;
+    let mut moving = begin(&hosts, &[])?;
+    hosts.a.kill_daemon()?;
+    hosts.a.restart_daemon()?;
+    let told = fails(&mut moving, 1)?;
+    ensure!(
+        told["vm"]
+            .as_str()
+            .is_some_and(|vm| vm.contains("runs here")),
+        "{told}"
+    );
+    stays(&hosts)
+}
+
+#[test]
 fn what_stands_in_the_way_is_told_before_anything_is_touched() -> Result<()> {
     let hosts = Hosts::with(&with_agent("1gbit"))?;
     let refused = |more: &[&str]| {

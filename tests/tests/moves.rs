@@ -97,6 +97,37 @@ fn memory_above_the_hole() -> Result<()> {
     moves_to_the_byte("memory_above_the_hole", &options, QemuVersion::V10_0)
 }
 
+/// Whoever moved the VM before has left on what libvirt switches on: it is off while the VM moves, for
+/// nobody would answer, and on again afterwards. The destination's QEMU says its word all the same.
+#[test]
+fn what_makes_a_qemu_wait_is_off_while_it_moves_and_on_again_afterwards() -> Result<()> {
+    let options = VmOptions {
+        network: false,
+        ..VmOptions::default()
+    };
+    let mut pair = Pair::new(&options)?;
+    let names = ["return-path", "switchover-ack", "pause-before-switchover"];
+    let on = |names: &[&str]| {
+        let on = names
+            .iter()
+            .map(|name| json!({"capability": name, "state": true}));
+        json!({"capabilities": on.collect::<Vec<_>>()})
+    };
+    pair.source.qmp("migrate-set-capabilities", &on(&names))?;
+    let agrees = on(&names[..2]);
+    pair.destination.qmp("migrate-set-capabilities", &agrees)?;
+    let mut receiver = pair.receive(&["--once"])?;
+    pair.send(&[])?.summary(MIGRATION_LIMIT)?;
+    assert_eq!(receiver.exit(SHORT)?, 0);
+    assert_eq!(pair.destination.status()?, "running");
+    let now = pair.source.qmp("query-migrate-capabilities", &json!({}))?;
+    for name in names {
+        let on = json!({"capability": name, "state": true});
+        assert!(now.as_array().is_some_and(|all| all.contains(&on)), "{now}");
+    }
+    Ok(())
+}
+
 /// A stream without a description ends with its closing alone.
 #[test]
 fn a_machine_that_suppresses_the_description() -> Result<()> {

@@ -2,7 +2,6 @@
 
 use std::ffi::{CStr, c_char, c_longlong, c_uint, c_void};
 use std::fmt;
-use std::ptr;
 
 use virt::connect::Connect;
 use virt::domain::Domain;
@@ -30,26 +29,28 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Calls `handler` for every event of the VM's QEMU.
+    /// Calls `handler` for every event of the VM's QEMU whose name the regular expression `names` fits:
+    /// libvirt's daemon looks for that, and sends no other.
     #[expect(unsafe_code, reason = "the bindings do not have it")]
     pub(crate) fn new(
         connect: &Connect,
         domain: &Domain,
+        names: &CStr,
         handler: impl Fn(&Event) + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         let handler: Box<Handler> = Box::new(Box::new(handler));
         let opaque = Box::into_raw(handler);
-        // SAFETY: both handles are open; `opaque` is a `Handler`, which is what `on_event` and `forget`
+        // SAFETY: both handles are open; libvirt copies `names`; `opaque` is a `Handler`, which is what `on_event` and `forget`
         // take it for, and libvirt calls `forget` once, when it will not call `on_event` any more.
         let number = unsafe {
             sys::virConnectDomainQemuMonitorEventRegister(
                 connect.as_ptr(),
                 domain.as_ptr(),
-                ptr::null(),
+                names.as_ptr(),
                 Some(on_event),
                 opaque.cast(),
                 Some(forget),
-                0,
+                sys::VIR_CONNECT_DOMAIN_QEMU_MONITOR_EVENT_REGISTER_REGEX,
             )
         };
         if number < 0 {

@@ -3,13 +3,17 @@
 //! ```text
 //! whoever speaks QMP ◄─► socket ──commands──► thread ──► virDomainQemuMonitorCommand
 //!                          ▲ ◄───answers────────┘
-//!                          └─────events──────── libvirt's event loop
+//!                          └─────events──────── thread ◄──newest of each── libvirt's event loop
 //! ```
+//!
+//! libvirt's event loop is never kept waiting: that would be the end of its connection. QEMU may begin a
+//! pass thousands of times a second; whoever listens hears of the newest when there is time for it.
 
+use std::ffi::CStr;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use virt::connect::Connect;
@@ -18,8 +22,8 @@ use virt::domain::Domain;
 use crate::Error;
 use crate::listener::{Event, Listener};
 
-/// Longest wait for whoever listens to take an answer or an event.
-const WRITE_LIMIT: Duration = Duration::from_secs(5);
+/// The events of which a migration consists.
+const EVENTS: &CStr = c"^(MIGRATION|MIGRATION_PASS|STOP|RESUME)$";
 
 /// QEMU's monitor.
 #[derive(Debug)]
@@ -43,15 +47,15 @@ impl Voice {
 impl Monitor {
     pub(crate) fn open(connect: &Connect, domain: &Domain) -> Result<Self, Error> {
         let (ours, theirs) = UnixStream::pair()?;
-        ours.set_write_timeout(Some(WRITE_LIMIT))?;
         let voice = Voice(Arc::new(Mutex::new(ours.try_clone()?)));
         let version = ask(domain, &json!({"execute": "query-version"}))?;
         voice.say(&json!({"QMP": {"version": version["return"], "capabilities": []}}))?;
-        let events = voice.clone();
-        let listener = Listener::new(connect, domain, move |event| {
-            // Nobody listens any more: the one who ends that is on the way.
-            let _ = events.say(&as_qemu_says(event));
-        })?;
+        let (events, news) = newest();
+        let teller = voice.clone();
+        std::thread::Builder::new()
+            .name("events".into())
+            .spawn(move || news.tell(|event| teller.say(&as_qemu_says(event))))?;
+        let listener = Listener::new(connect, domain, EVENTS, move |event| events.keep(event))?;
         let domain = domain.clone();
         std::thread::Builder::new()
             .name("monitor".into())
@@ -65,6 +69,57 @@ impl Monitor {
     /// The socket, the first time.
     pub fn take_socket(&mut self) -> Option<UnixStream> {
         self.socket.take()
+    }
+}
+
+/// Events that nobody has heard of yet, of each kind the newest.
+type Unheard = Arc<Mutex<Vec<Event>>>;
+
+/// Where they are put.
+struct Events {
+    unheard: Unheard,
+    wake: SyncSender<()>,
+}
+
+/// Where they are taken from.
+struct News {
+    unheard: Unheard,
+    woken: Receiver<()>,
+}
+
+/// The two ends; what is taken ends when what is put does.
+fn newest() -> (Events, News) {
+    let unheard = Unheard::default();
+    let (wake, woken) = sync_channel(1);
+    let events = Events {
+        unheard: Arc::clone(&unheard),
+        wake,
+    };
+    (events, News { unheard, woken })
+}
+
+impl Events {
+    /// Never waits for whoever listens.
+    fn keep(&self, event: &Event) {
+        let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+        unheard.retain(|older| older.name != event.name);
+        unheard.push(event.clone());
+        drop(unheard);
+        // One that is about to wake sees this, too.
+        let _ = self.wake.try_send(());
+    }
+}
+
+impl News {
+    /// Tells them in their order, until nobody puts any or one cannot be told.
+    fn tell(self, mut tell: impl FnMut(&Event) -> std::io::Result<()>) {
+        for () in self.woken {
+            let unheard =
+                std::mem::take(&mut *self.unheard.lock().unwrap_or_else(PoisonError::into_inner));
+            if unheard.iter().try_for_each(&mut tell).is_err() {
+                return;
+            }
+        }
     }
 }
 
@@ -134,6 +189,30 @@ mod tests {
         let answer = with_id(json!({"return": {}, "id": "libvirt-12"}), id);
         assert_eq!(answer, json!({"return": {}, "id": 7}));
         assert!(command(b"").is_none() && command(b"[1]").is_none());
+    }
+
+    #[test]
+    fn a_flood_of_events_keeps_the_newest_of_each_kind_in_order() {
+        let (events, news) = newest();
+        let event = |name: &str, seconds| Event {
+            name: name.into(),
+            seconds,
+            micros: 0,
+            details: None,
+        };
+        for seconds in 0..100_000 {
+            events.keep(&event("MIGRATION_PASS", seconds));
+        }
+        events.keep(&event("STOP", 100_000));
+        events.keep(&event("MIGRATION_PASS", 100_001));
+        drop(events);
+        let mut told = Vec::new();
+        news.tell(|event| {
+            told.push((event.name.clone(), event.seconds));
+            Ok(())
+        });
+        let expected = [("STOP", 100_000), ("MIGRATION_PASS", 100_001)];
+        assert_eq!(told, expected.map(|(name, at)| (name.to_owned(), at)));
     }
 
     #[test]

@@ -20,10 +20,8 @@ impl Watch {
     pub(crate) fn begin(connect: &Connect, domain: &Domain) -> Result<Self, Error> {
         let resumed = Arc::new(OnceLock::new());
         let seen = Arc::clone(&resumed);
-        let listener = Listener::new(connect, domain, move |event| {
-            if event.name == "RESUME" {
-                seen.get_or_init(Instant::now);
-            }
+        let listener = Listener::new(connect, domain, c"^RESUME$", move |_| {
+            seen.get_or_init(Instant::now);
         })?;
         Ok(Watch {
             resumed,

@@ -28,6 +28,12 @@ pub enum Fault {
         /// What to do.
         remedy: &'static str,
     },
+    /// QEMU goes on and on with nothing to send.
+    #[error("QEMU does not switch over although everything has been sent: {remedy}")]
+    NoSwitchover {
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The peer gave up.
     #[error("the peer gave up: {reason}")]
     PeerAborted {
@@ -78,6 +84,7 @@ impl Fault {
         match self {
             Fault::Stream(_)
             | Fault::Unsupported { .. }
+            | Fault::NoSwitchover { .. }
             | Fault::Refused(_)
             | Fault::GuestMemory(_) => AbortCode::Qemu,
             Fault::Wire(_)

@@ -65,6 +65,18 @@
 //! Such a session is resumed after `Commit` as well. Whoever connects anew instead, with a `Verdict`,
 //! is told with `Missing` which pages have not come, and sends those.
 //!
+//! A source's QEMU that has a return path of its own may wait for the word of the destination's QEMU
+//! before it switches over (QEMU's capability `switchover-ack`, which libvirt switches on from release 10
+//! on). If both can, the destination passes that word on with `SwitchoverAck` when its QEMU has given
+//! it, at any time from `Head` on; a second one says nothing new.
+//!
+//! Two releases need not be the same. Of the capabilities in `Hello` and `Accept` a release ignores
+//! those that it does not know in `offers`, and refuses the session for one in `requires`: so the
+//! destination answers with what both have, and the session has nothing else. A message whose number a
+//! release does not know does not decode, which ends the session (`BadMessage`), before the commit with
+//! the VM at the source. So a message is sent only where both have its capability, and what is new
+//! is never required.
+//!
 //! Either side may send `Abort` until `Commit` has been sent; `KeepAlive` at any time. A source
 //! that lost the connection after its decision was recorded connects again and sends a `Verdict`
 //! in place of `Hello`.

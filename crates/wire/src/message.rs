@@ -29,6 +29,9 @@ impl Capabilities {
     pub const RECALLED: Capabilities = Capabilities(1 << 6);
     /// Part of the memory may follow after the switchover ([`Message::MayFollow`]).
     pub const FOLLOWING: Capabilities = Capabilities(1 << 7);
+    /// The source's QEMU hears that the destination's agrees to the switchover
+    /// ([`Message::SwitchoverAck`]). Offered by a source whose QEMU has a return path.
+    pub const SWITCHOVER_ACK: Capabilities = Capabilities(1 << 8);
     /// Everything that this release knows.
     pub const OURS: Capabilities = Capabilities(
         Self::REQUIRED.0
@@ -37,19 +40,31 @@ impl Capabilities {
             | Self::PACKED.0
             | Self::SEVERAL.0
             | Self::RECALLED.0
-            | Self::FOLLOWING.0,
+            | Self::FOLLOWING.0
+            | Self::SWITCHOVER_ACK.0,
     );
     /// What this release cannot do without.
     pub const REQUIRED: Capabilities = Capabilities(Self::XXH3_128.0 | Self::VERDICT.0);
 
     /// Without resuming a lost connection and what needs that, and without memory that follows: what is
     /// left where somebody else decides where the VM runs.
-    pub const OF_A_MANAGED_VM: Capabilities =
-        Capabilities(Self::REQUIRED.0 | Self::PACKED.0 | Self::RECALLED.0 | Self::THAWED.0);
+    pub const OF_A_MANAGED_VM: Capabilities = Capabilities(
+        Self::REQUIRED.0
+            | Self::PACKED.0
+            | Self::RECALLED.0
+            | Self::THAWED.0
+            | Self::SWITCHOVER_ACK.0,
+    );
 
     /// Whether all of the other's parts are in this set.
     pub fn has(self, other: Capabilities) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// This set without the other's parts.
+    #[must_use]
+    pub fn without(self, other: Capabilities) -> Capabilities {
+        Capabilities(self.0 & !other.0)
     }
 
     /// What both sides have, unless one requires more than the other offers.
@@ -321,6 +336,8 @@ pub enum Message {
     AllSent(Digest),
     /// Destination: it is all here, and the source is not needed any more.
     Arrived(Followed),
+    /// Destination, after `Head`, if both can: its QEMU agrees to the switchover.
+    SwitchoverAck,
 }
 
 impl Message {
@@ -356,6 +373,7 @@ impl Message {
             Message::Missing { .. } => "Missing",
             Message::AllSent(_) => "AllSent",
             Message::Arrived(_) => "Arrived",
+            Message::SwitchoverAck => "SwitchoverAck",
         }
     }
 }
@@ -465,6 +483,33 @@ mod tests {
             latency_max_us: 5,
         };
         assert_eq!(bytes(&Message::Arrived(followed)), [28, 1, 2, 3, 4, 5]);
+        assert_eq!(bytes(&Message::SwitchoverAck), [29]);
+    }
+
+    #[test]
+    fn bits_of_capabilities_are_fixed() {
+        for (bit, capability) in [
+            (0, Capabilities::XXH3_128),
+            (1, Capabilities::VERDICT),
+            (2, Capabilities::THAWED),
+            (3, Capabilities::RESUME),
+            (4, Capabilities::PACKED),
+            (5, Capabilities::SEVERAL),
+            (6, Capabilities::RECALLED),
+            (7, Capabilities::FOLLOWING),
+            (8, Capabilities::SWITCHOVER_ACK),
+        ] {
+            assert_eq!(capability, Capabilities(1 << bit));
+        }
+    }
+
+    #[test]
+    fn what_an_older_release_does_not_know_is_not_used() {
+        let older = Capabilities::OURS.without(Capabilities::SWITCHOVER_ACK);
+        for (ours, theirs) in [(Capabilities::OURS, older), (older, Capabilities::OURS)] {
+            let uses = ours.negotiate(theirs, Capabilities::REQUIRED).unwrap();
+            assert_eq!(uses, older);
+        }
     }
 
     #[test]

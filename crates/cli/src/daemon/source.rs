@@ -128,6 +128,8 @@ impl<'a> Session<'a> {
                 });
             }
             self.take_events()?;
+            let watched = self.engine.watch_switchover(Instant::now(), true);
+            watched.map_err(|e| failed(&e))?;
             self.engine.flush(self.output.tail());
             let next = self.on_time()?;
             let paced = self.send()?;

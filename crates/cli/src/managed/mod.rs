@@ -79,7 +79,13 @@ pub(crate) fn migrate(args: MigrateArgs) -> Exit {
         for text in found.notes {
             report.tell(&Event::Note { text });
         }
-        let libvirt = Libvirt::new(found.domain, found.monitor, found.to.uri, found.there);
+        let libvirt = Libvirt::new(
+            libvirt.connect,
+            found.domain,
+            found.monitor,
+            found.to.uri,
+            found.there,
+        );
         let number = u64::from_ne_bytes(random().map_err(|e| failed(&e))?);
         let socket = format!("{number:016x}.sock");
         let socket = socket.parse().map_err(Failure::Failed)?;

@@ -5,16 +5,19 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use libvirt_vm::{Domain, Host, Migration, Monitor, Move, Watch};
+use libvirt_vm::{Domain, Error, Host, Migration, Monitor, Move, Watch};
 
-use crate::send::owned::Owner;
+use super::open_monitor;
+use crate::send::owned::{Owner, Whereabouts};
 
 /// A VM's libvirt.
 #[derive(Debug)]
 pub(super) struct Libvirt {
+    /// How libvirt here is reached.
+    here: String,
     domain: Domain,
     /// Passes on what QEMU says, for as long as it is there.
-    _monitor: Monitor,
+    monitor: Monitor,
     /// libvirt at the destination.
     to: String,
     /// The same, if this process may speak with it.
@@ -25,10 +28,17 @@ pub(super) struct Libvirt {
 }
 
 impl Libvirt {
-    pub(super) fn new(domain: Domain, monitor: Monitor, to: String, there: Option<Host>) -> Self {
+    pub(super) fn new(
+        here: String,
+        domain: Domain,
+        monitor: Monitor,
+        to: String,
+        there: Option<Host>,
+    ) -> Self {
         Libvirt {
+            here,
             domain,
-            _monitor: monitor,
+            monitor,
             to,
             there,
             watch: Arc::default(),
@@ -83,5 +93,21 @@ impl Owner for Libvirt {
             Some(migration) => migration.outcome().map_err(|error| error.to_string()),
             None => Err("libvirt was not asked to move the VM".into()),
         }
+    }
+
+    fn ask_again(&mut self) -> Result<Whereabouts, String> {
+        let here = Host::open(&self.here).map_err(|e| e.to_string())?;
+        let domain = match here.domain(self.domain.name()) {
+            Err(Error::NoDomain { .. }) => return Ok(Whereabouts::Gone),
+            found => found.map_err(|e| e.to_string())?,
+        };
+        if !domain.is_active().map_err(|e| e.to_string())? {
+            return Ok(Whereabouts::Gone);
+        }
+        let (monitor, vm) = open_monitor(&domain).map_err(|e| e.to_string())?;
+        self.domain = domain;
+        // The one before has nothing more to say.
+        drop(std::mem::replace(&mut self.monitor, monitor));
+        Ok(Whereabouts::Here(vm))
     }
 }

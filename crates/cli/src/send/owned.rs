@@ -17,7 +17,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hypervisor::RunState;
+use hypervisor::{MigrationStatus, RunState, Vm};
 use rustix::event::{PollFd, PollFlags};
 use wire::{Accept, Started};
 
@@ -30,6 +30,11 @@ use crate::poll::wait;
 
 /// Longest wait for the owner to end a migration that has succeeded, or has been given up.
 const END_LIMIT: Duration = Duration::from_secs(60);
+/// How long to try to ask the owner anew.
+const ASK_AGAIN_FOR: Duration = Duration::from_secs(10);
+/// Time between two tries, and between two looks at a VM that its owner is bringing back; what QEMU tells
+/// ends the latter at once.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Whoever manages the VM.
 pub(crate) trait Owner: Debug {
@@ -51,6 +56,18 @@ pub(crate) trait Owner: Debug {
 
     /// How it has ended; waits until it has.
     fn outcome(&mut self) -> Result<(), String>;
+
+    /// Asks anew, where the monitor cannot be asked any more, what has become of the VM here.
+    fn ask_again(&mut self) -> Result<Whereabouts, String>;
+}
+
+/// What has become of a VM.
+#[derive(Debug)]
+pub(crate) enum Whereabouts {
+    /// It is here, and this is its monitor.
+    Here(Vm),
+    /// It is not here any more.
+    Gone,
 }
 
 /// A VM of somebody else's.
@@ -195,6 +212,7 @@ impl Session<'_> {
             // There is one stream.
             owned.stream_socket = None;
             owned.owner.has_begun();
+            self.refuse_to_wait_in_vain()?;
             self.qemu = Some(QemuStream::new(stream));
             self.times.migrate = Some(Instant::now());
             // The owner has set its own before.
@@ -213,6 +231,21 @@ impl Session<'_> {
             Some(Ok(())) => Err(Failure::Failed(
                 "the VM is said to have moved, and nothing has been proven".into(),
             )),
+        }
+    }
+
+    /// Nothing has been read of QEMU's stream yet: a destination that would not pass on what QEMU waits
+    /// for before its switchover is refused.
+    fn refuse_to_wait_in_vain(&mut self) -> Result<(), Failure> {
+        if self.engine.hears_of_agreement() {
+            return Ok(());
+        }
+        let capabilities = self.vm.capabilities().map_err(|e| failed(&e))?;
+        match capabilities.get("switchover-ack") {
+            Some(true) => Err(Failure::Refused(
+                "libvirt has switched QEMU's capability `switchover-ack` on, and unmoord at the destination is of a release that does not carry it: install this release there".into(),
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -276,14 +309,9 @@ impl Session<'_> {
         self.release_guest();
         match end {
             Some(Err(_)) => match self.vm.status() {
-                Ok(RunState::Running) => Ok("the VM runs here, as libvirt has seen to".into()),
-                Ok(state) => Ok(format!("the VM is here, and its state is `{state}`")),
-                Err(error) => Err((
-                    Exit::NeedsHelp,
-                    format!(
-                        "libvirt cannot be asked what has become of the VM ({error}): `virsh list --all` tells it on both hosts"
-                    ),
-                )),
+                Ok(state) => Ok(as_it_is_here(&state)),
+                // The connection that the monitor goes over is lost, and libvirt's word with it.
+                Err(_) => self.ask_owner_again(),
             },
             Some(Ok(())) => Err((
                 Exit::NeedsHelp,
@@ -294,5 +322,66 @@ impl Session<'_> {
                 "libvirt does not say what has become of the VM: look at `virsh list --all` on both hosts".into(),
             )),
         }
+    }
+
+    fn ask_owner_again(&mut self) -> Result<String, (Exit, String)> {
+        let deadline = Instant::now() + ASK_AGAIN_FOR;
+        loop {
+            let Some(owned) = &mut self.owned else {
+                return Ok(String::new());
+            };
+            let error = match owned.owner.ask_again() {
+                Ok(Whereabouts::Here(vm)) => {
+                    self.vm = vm;
+                    match self.once_it_is_back() {
+                        Ok(state) => return Ok(as_it_is_here(&state)),
+                        Err(error) => error,
+                    }
+                }
+                Ok(Whereabouts::Gone) => {
+                    return Err((
+                        Exit::NeedsHelp,
+                        "libvirt has no such VM running here any more: `virsh list --all` at the destination tells whether it runs there".into(),
+                    ));
+                }
+                Err(error) => error,
+            };
+            // A daemon that is started again answers soon; who has enough of waiting says so by a signal.
+            let mut fds = [PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN)];
+            let next = deadline.min(Instant::now() + LOOK_EVERY);
+            let is_called = !matches!(wait(&mut fds, Some(next)), Ok(0));
+            if is_called || Instant::now() >= deadline {
+                return Err((
+                    Exit::NeedsHelp,
+                    format!(
+                        "libvirt cannot be asked what has become of the VM ({error}): `virsh list --all` tells it on both hosts"
+                    ),
+                ));
+            }
+        }
+    }
+
+    /// The VM's state when its owner has brought it back, or has had the time for it.
+    fn once_it_is_back(&mut self) -> Result<RunState, String> {
+        let deadline = Instant::now() + END_LIMIT;
+        loop {
+            let migration = self.vm.migration_info().map_err(|e| e.to_string())?;
+            let state = self.vm.status().map_err(|e| e.to_string())?;
+            let under_way = matches!(migration.status, MigrationStatus::UnderWay(_));
+            let is_back = !under_way && (state == RunState::Running || !self.was_running);
+            let now = Instant::now();
+            if is_back || now >= deadline {
+                return Ok(state);
+            }
+            let next = deadline.min(now + LOOK_EVERY);
+            self.vm.wait_event(next).map_err(|e| e.to_string())?;
+        }
+    }
+}
+
+fn as_it_is_here(state: &RunState) -> String {
+    match state {
+        RunState::Running => "the VM runs here, as libvirt has seen to".into(),
+        state => format!("the VM is here, and its state is `{state}`"),
     }
 }

@@ -113,6 +113,7 @@ pub(super) struct Times {
     pub(super) free: Option<Duration>,
     next_report: Instant,
     next_sample: Instant,
+    next_pass: Instant,
 }
 
 /// Counters and rates.
@@ -121,6 +122,7 @@ pub(super) struct Meters {
     pub(super) wire: Meter,
     pub(super) memory: Meter,
     pub(super) passes: u64,
+    passes_told: u64,
 }
 
 /// The poll of `query-migrate`: asked without waiting, since QEMU does not answer while the last
@@ -201,12 +203,14 @@ impl<'a> Session<'a> {
                 free: None,
                 next_report: now,
                 next_sample: now,
+                next_pass: now,
             },
             meters: Meters {
                 wire_bytes: 0,
                 wire: Meter::new(now),
                 memory: Meter::new(now),
                 passes: 0,
+                passes_told: 0,
             },
             query: Query {
                 pending: None,
@@ -419,6 +423,9 @@ impl<'a> Session<'a> {
             }
             Liveness::Fine(at) => at,
         };
+        let lets_complete = self.steering.pilot.lets_complete();
+        let watched = self.engine.watch_switchover(now, lets_complete);
+        watched.map_err(|e| failed(&e))?;
         if let Some(timeout) = self.args.how.timeout
             && !committed
         {
@@ -445,6 +452,7 @@ impl<'a> Session<'a> {
             if now >= self.times.next_sample {
                 self.times.next_sample = now + SAMPLE_EVERY;
                 self.tell_sample();
+                self.tell_pass(now);
                 if committed {
                     self.hurry();
                 }
@@ -575,7 +583,7 @@ impl<'a> Session<'a> {
                 self.synchronised(event.timestamp);
                 if let Some(pass) = event.data.get("pass").and_then(serde_json::Value::as_u64) {
                     self.meters.passes = pass;
-                    self.report.tell(&Event::Pass { pass });
+                    self.tell_pass(Instant::now());
                 }
             }
             "STOP" => {
@@ -592,6 +600,17 @@ impl<'a> Session<'a> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Tells which pass QEMU is in, if that is news: of passes that are short only the newest, as often
+    /// as samples are taken.
+    fn tell_pass(&mut self, now: Instant) {
+        let pass = self.meters.passes;
+        if pass > self.meters.passes_told && now >= self.times.next_pass {
+            self.meters.passes_told = pass;
+            self.times.next_pass = now + SAMPLE_EVERY;
+            self.report.tell(&Event::Pass { pass });
+        }
     }
 
     fn read_link(&mut self) -> Result<(), Failure> {

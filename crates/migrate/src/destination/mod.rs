@@ -317,8 +317,14 @@ impl Destination {
                 Ok(())
             }
             (Rp::Shut(error), _) if error != 0 => Err(Fault::Refused(error)),
-            // A device may be asked whether the switchover suits it; the source decides alone.
-            (Rp::SwitchoverAck, _) => Ok(()),
+            // QEMU says it unasked if its capability is on; a source whose QEMU does not wait for it
+            // has not said that it would hear it.
+            (Rp::SwitchoverAck, _) => {
+                if self.uses.has(Capabilities::SWITCHOVER_ACK) {
+                    put_control(&Message::SwitchoverAck, out.peer);
+                }
+                Ok(())
+            }
             (Rp::Shut(_), _) => Err(self.out_of_order("SHUT on QEMU's return path")),
             (Rp::Pong(_), _) => Err(self.out_of_order("PONG on QEMU's return path")),
             _ => Err(self.out_of_order("post-copy requests on QEMU's return path")),

@@ -283,6 +283,11 @@ impl Pilot {
         self.step > Step::Arm && self.has_agent() && !self.members.is_empty()
     }
 
+    /// Whether QEMU may complete as soon as it can: nothing is to happen before that.
+    pub fn lets_complete(&self) -> bool {
+        self.course == Course::Free && self.view.cut.is_none()
+    }
+
     /// Whether QEMU's stream may be read. Reading nothing keeps QEMU from completing.
     pub fn may_read(&self, source: &Source) -> bool {
         if !source.knows_memory() {

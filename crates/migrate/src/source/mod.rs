@@ -5,6 +5,7 @@ mod following;
 mod keeping;
 mod memory;
 mod return_path;
+mod watchdog;
 
 use std::collections::VecDeque;
 
@@ -21,6 +22,7 @@ use following::Following;
 use memory::Memory;
 pub use memory::{GuestMemory, KeepBack, NoGuestMemory, WalkPosition};
 use return_path::ReturnPath;
+use watchdog::Watchdog;
 
 /// Bytes of the stream's head (magic and configuration) that are kept until it is complete.
 const HEAD_MAX: usize = 64 << 10;
@@ -61,6 +63,7 @@ pub struct Source {
     qemu_completed: bool,
     /// Where QEMU has one.
     return_path: Option<ReturnPath>,
+    watchdog: Watchdog,
     uses: Capabilities,
     thawed: Option<Thawed>,
     stats: SourceStats,
@@ -187,6 +190,7 @@ impl Source {
             ready: None,
             qemu_completed: false,
             return_path: None,
+            watchdog: Watchdog::default(),
             uses: Capabilities::default(),
             thawed: None,
             stats: SourceStats::default(),
@@ -253,7 +257,7 @@ impl Source {
             session: self.session,
             seed: self.seed,
             software: software.to_owned(),
-            offers: Capabilities::OURS,
+            offers: self.offers(),
             requires: Capabilities::REQUIRED,
             vm_facts,
         };
@@ -283,9 +287,16 @@ impl Source {
             (_, Message::KeepAlive) => Ok(()),
             (_, Message::Abort { code, reason }) => Err(Fault::PeerAborted { code, reason }),
             (SourcePhase::Greeting, Message::Accept(accept)) => {
-                self.uses = Capabilities::OURS.negotiate(accept.uses, Capabilities::REQUIRED)?;
+                let ours = self.offers();
+                self.uses = ours.negotiate(accept.uses, Capabilities::REQUIRED)?;
                 self.phase = SourcePhase::Setup;
                 self.actions.push_back(SourceAction::Start(accept));
+                Ok(())
+            }
+            (phase, Message::SwitchoverAck)
+                if phase > SourcePhase::Greeting && self.hears_of_agreement() =>
+            {
+                self.is_agreed();
                 Ok(())
             }
             (SourcePhase::Loading, Message::Ready(theirs)) if self.ready.is_none() => {
@@ -445,7 +456,11 @@ impl Source {
                 Ok(())
             }
             Event::RamBlocks => self.ram_blocks(blocks, page_size, out),
-            Event::RamPart { .. } | Event::MultifdFlush => Ok(()),
+            Event::RamPart { .. } => {
+                self.watchdog.part_begins(self.position());
+                Ok(())
+            }
+            Event::MultifdFlush => Ok(()),
             Event::RamEnd { .. } => {
                 if let Some(memory) = &mut self.memory {
                     memory.ending = true;
@@ -453,6 +468,7 @@ impl Source {
                 Ok(())
             }
             Event::RamEos { .. } => {
+                self.watchdog.part_ends(self.position());
                 let may_follow = self.may_follow();
                 if let Some(memory) = &mut self.memory
                     && memory.ending

@@ -7,14 +7,17 @@
 
 use qemu_stream::command;
 use qemu_stream::return_path::Message;
+use wire::Capabilities;
 
-use super::Source;
+use super::{Source, SourcePhase};
 use crate::Fault;
 
 /// What QEMU is told.
 #[derive(Debug, Default)]
 pub(super) struct ReturnPath {
     is_open: bool,
+    /// The destination's QEMU agrees to the switchover, and this QEMU has been told.
+    is_agreed: bool,
     waiting: Vec<u8>,
 }
 
@@ -31,6 +34,46 @@ impl Source {
     pub fn take_for_qemu(&mut self, out: &mut Vec<u8>) {
         if let Some(path) = &mut self.return_path {
             out.append(&mut path.waiting);
+        }
+    }
+
+    /// Whether the destination passes on that its QEMU agrees to the switchover, known from its `Accept`
+    /// on. A QEMU whose capability `switchover-ack` is on waits for that.
+    pub fn hears_of_agreement(&self) -> bool {
+        self.uses.has(Capabilities::SWITCHOVER_ACK)
+    }
+
+    /// What this side can do: it need not hear what nobody here waits for.
+    pub(super) fn offers(&self) -> Capabilities {
+        match self.return_path {
+            Some(_) => Capabilities::OURS,
+            None => Capabilities::OURS.without(Capabilities::SWITCHOVER_ACK),
+        }
+    }
+
+    /// The destination's QEMU agrees to the switchover. QEMU is told once, and not any more when the
+    /// end of its stream is on the way: a VM that stands waits for no agreement.
+    pub(super) fn is_agreed(&mut self) {
+        if self.phase < SourcePhase::Committed
+            && let Some(path) = &mut self.return_path
+            && !std::mem::replace(&mut path.is_agreed, true)
+        {
+            Message::SwitchoverAck.put(&mut path.waiting);
+        }
+    }
+
+    /// What to do about a QEMU that does not switch over.
+    pub(super) fn way_to_a_switchover(&self) -> &'static str {
+        match &self.return_path {
+            Some(path) if !path.is_agreed && !self.hears_of_agreement() => {
+                "with its capability `switchover-ack` on (libvirt 10 and newer switch it on) it waits for the destination's word, which the release of unmoor there does not pass on: install the same release on both hosts"
+            }
+            Some(path) if !path.is_agreed => {
+                "with its capability `switchover-ack` on it waits for the destination QEMU's word, which has not come: switch it on at both QEMUs, or off at both"
+            }
+            _ => {
+                "`query-migrate` on its monitor and its log may say what it waits for; then move the VM again"
+            }
         }
     }
 
