@@ -67,10 +67,15 @@ refresh() { # refresh SUITE: has its lists as they are today, asking once in a r
   if suite_apt "$suite" apt-get update 2>"$state/log"; then
     echo "$$ has" >"$state/answer"
   else
-    say "$suite is left out: the archive does not give its lists ($(grep -m1 '^E:' "$state/log" || echo 'apt says nothing'))"
+    say "$suite is left out: $(no_lists "$suite")"
     echo "$$ lacks" >"$state/answer"
     return 1
   fi
+}
+
+no_lists() { # no_lists SUITE: why; without places, which are the system's own
+  printf 'apt gets no lists of %s: %s' "$1" \
+    "$(sed -n '/^E: /{s///;s#[a-z+]*://[^ ]* *##g;p;q}' "$LAB/apt/$1/log")"
 }
 
 # --- Which version.
@@ -131,7 +136,7 @@ resolve() { # resolve THING SPEC
     [ -n "$line" ] || cannot "$UNMOOR_VERSIONS does not name it"
     IFS=$'\t' read -r _ _ package version suite <<<"$line"
     [ "$version" != 'not had' ] || cannot "$UNMOOR_VERSIONS says that it was not had: $suite"
-    refresh "$suite" || cannot "the archive has no $suite any more"
+    refresh "$suite" || cannot "$(no_lists "$suite")"
     return 0
   fi
   for one in "${from[@]}"; do
