@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use depgraph::{Class, ProcessId, Source};
 use guest_proto::{
-    Answer, Armed, Capabilities, Decided, PageSet, ProcessRecord, Reason, Request, ThawReason,
-    Tier, ToAgent, VERSION, Welcome, encode,
+    Answer, Armed, Capabilities, Decided, PageSet, ProbeState, ProcessRecord, Reason, Request,
+    ThawReason, Tier, ToAgent, VERSION, Welcome, encode,
 };
 use lab::client::{RedisReport, Running};
 use lab::{Host, Lab, LabOptions, Vm, VmOptions, program, results};
@@ -411,6 +411,7 @@ fn polite(to: &ToAgent) -> Vec<u8> {
             probes: 0,
             missing: Vec::new(),
         }),
+        Request::ProbeState => Answer::ProbeState(ProbeState::default()),
         _ => Answer::Disarmed,
     };
     message(to, true, answer)

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 use depgraph::{Class, ProcessId};
 use guest_proto::{
     Answer, Armed, Candidate, Capabilities, Failure, FrozenReport, PageSet, PageSetBuilder,
-    ProcessRecord, Reason, Refusal, Request, Run, Summary, Tier, ToAgent, VERSION, Welcome,
+    ProbeState, ProcessRecord, Reason, Refusal, Request, Run, Summary, Tier, ToAgent, VERSION,
+    Welcome,
 };
 use lab::VmOptions;
 use lab::relay::Unmoor;
@@ -115,6 +116,7 @@ fn lie(lie: Lie, to: &ToAgent) -> Vec<u8> {
         Request::Renew { .. } => Answer::Renewed,
         Request::Thaw => Answer::Thawed(Vec::new()),
         Request::Disarm => Answer::Disarmed,
+        Request::ProbeState => Answer::ProbeState(ProbeState::default()),
     };
     message(to, true, answer)
 }

@@ -11,7 +11,7 @@ use lab::client::Running;
 use lab::libvirt::DOMAIN;
 use lab::relay::Unmoor;
 use lab::{
-    Host, Kernel, LibvirtOptions, LibvirtVersion, Missing, QemuVersion, Vm, VmOptions, ram, results,
+    Kernel, LibvirtOptions, LibvirtVersion, Missing, QemuVersion, Vm, VmOptions, ram, results,
 };
 use serde_json::{Value, json};
 use unmoor_tests::hosts::{Hosts, HostsOptions, succeeds};
