@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use depgraph::{Class, Direction, Interface, ObjectKind, Relation, Source, Via};
+use depgraph::{Class, Direction, Interface, ObjectKind, Relation, Source, Uncertainty, Via};
 use guest_proto::{ProbeState, ProcessRecord, Reason, Tier};
 use lab::{CLIENT, Vm};
 use unmoor::agent::{Report, Words};
@@ -124,21 +124,6 @@ pub fn run(vm: &mut Vm, folder: &str) -> Result<Seen> {
         skipped,
         probes,
     })
-}
-
-/// Ends all processes of a run.
-pub fn clear(vm: &mut Vm) -> Result<()> {
-    // The kernel's own threads have such names, too, and bear it.
-    vm.guest(
-        "for process in /proc/[0-9]*; do \
-           grep -qE '^mechanisms$|/[12][ab]' $process/comm 2>/dev/null && \
-           kill -9 ${process#/proc/}; done; true",
-    )?;
-    wait_for(
-        vm,
-        "the mechanisms' end",
-        "! grep -qsE '/[12][ab]' /proc/[0-9]*/comm",
-    )
 }
 
 /// What is wrong with what was seen of a mechanism; nothing if all is as it should be.
@@ -267,6 +252,17 @@ fn is_link(mechanism: &Mechanism, record: &ProcessRecord) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether something is uncertain of a member since events were lost.
+pub fn is_uncertain(mechanism: &Mechanism, processes: &BTreeMap<&str, &ProcessRecord>) -> bool {
+    let lost = Reason::Source(Source::Uncertain(Uncertainty::LostEvents));
+    ["1a", "1b", "2a", "2b"].iter().any(|which| {
+        let member = format!("{}/{which}", mechanism.name);
+        processes
+            .get(member.as_str())
+            .is_some_and(|record| record.reason == lost)
+    })
 }
 
 /// What is wrong where too much may be connected, be it that events were lost or that a preempted

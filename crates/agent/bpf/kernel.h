@@ -87,6 +87,7 @@ enum {
 #define SOCK_DGRAM 2
 #define TCP_LISTEN 10
 #define MEM_MAJOR 1
+/* Where they are no enumerations. */
 #define TTY_DRIVER_TYPE_PTY 4
 #define PTY_TYPE_MASTER 1
 #define MINORBITS 20
@@ -167,10 +168,18 @@ struct tty_driver {
 	short subtype;
 };
 
-/* From 7.0 on. An enumeration without a name is compatible with every other. */
+/* In later kernels these are enumerations, with other values. */
+enum tty_driver_type {
+	TTY_DRIVER_TYPE_PTY___enum,
+};
+
+enum tty_driver_subtype {
+	PTY_TYPE_MASTER___enum,
+};
+
 struct tty_driver___enum {
-	enum { TTY_DRIVER_TYPES } type;
-	enum { TTY_DRIVER_SUBTYPES } subtype;
+	enum tty_driver_type type;
+	enum tty_driver_subtype subtype;
 };
 
 struct tty_struct {
@@ -339,22 +348,24 @@ static __always_inline u64 pointer_number(const void *pointer)
 	return number;
 }
 
-static __always_inline u32 tty_type(struct tty_driver *driver)
+static __always_inline bool is_pty(struct tty_driver *driver)
 {
 	struct tty_driver___enum *newer = (void *)driver;
 
 	if (bpf_core_field_exists(driver->type))
-		return BPF_CORE_READ(driver, type);
-	return BPF_CORE_READ(newer, type);
+		return BPF_CORE_READ(driver, type) == TTY_DRIVER_TYPE_PTY;
+	return BPF_CORE_READ(newer, type) ==
+	       bpf_core_enum_value(enum tty_driver_type, TTY_DRIVER_TYPE_PTY___enum);
 }
 
-static __always_inline u32 tty_subtype(struct tty_driver *driver)
+static __always_inline bool is_pty_master(struct tty_driver *driver)
 {
 	struct tty_driver___enum *newer = (void *)driver;
 
 	if (bpf_core_field_exists(driver->subtype))
-		return BPF_CORE_READ(driver, subtype);
-	return BPF_CORE_READ(newer, subtype);
+		return BPF_CORE_READ(driver, subtype) == PTY_TYPE_MASTER;
+	return BPF_CORE_READ(newer, subtype) ==
+	       bpf_core_enum_value(enum tty_driver_subtype, PTY_TYPE_MASTER___enum);
 }
 
 static __always_inline u32 task_state(struct task_struct *task)

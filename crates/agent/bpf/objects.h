@@ -53,10 +53,9 @@ static __always_inline void terminal(struct file *file, struct object *object)
 	struct tty_struct *tty = BPF_CORE_READ(private, tty);
 	struct tty_driver *driver = BPF_CORE_READ(tty, driver);
 
-	if (tty_type(driver) == TTY_DRIVER_TYPE_PTY) {
+	if (is_pty(driver)) {
 		object->kind = KIND_TERMINAL;
-		object->a = tty_subtype(driver) == PTY_TYPE_MASTER ? POINTER_NUMBER(tty, link) :
-								     pointer_number(tty);
+		object->a = is_pty_master(driver) ? POINTER_NUMBER(tty, link) : pointer_number(tty);
 		return;
 	}
 	object->kind = KIND_EXTERNAL;

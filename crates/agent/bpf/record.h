@@ -13,6 +13,8 @@
 
 /* Set before the probes are loaded. */
 const volatile u32 agent_pid = 0;
+/* The bits of the kernel's preemption count that are set while an interrupt is served, hard or soft. */
+const volatile u32 interrupt_bits = 0;
 
 /* A window is open. Most probes stay attached between windows. */
 u32 armed = 0;

@@ -22,6 +22,24 @@ static __always_inline struct task_struct *current_task(void)
 	return (struct task_struct *)bpf_get_current_task_btf();
 }
 
+/* On a preemptible kernel a task may be preempted inside a program; then the kernel skips that program for
+ * all others on its processor (LSM programs excepted). From 6.10 on a program can keep that from
+ * happening, but for its first few instructions. */
+extern void bpf_preempt_disable(void) __weak __ksym;
+extern void bpf_preempt_enable(void) __weak __ksym;
+
+static __always_inline void stay(void)
+{
+	if (bpf_ksym_exists(bpf_preempt_disable))
+		bpf_preempt_disable();
+}
+
+static __always_inline void leave(void)
+{
+	if (bpf_ksym_exists(bpf_preempt_disable))
+		bpf_preempt_enable();
+}
+
 /* ---- Files: all ways to read and write converge here, io_uring and sendfile included. */
 
 static __always_inline void use_any_file(struct file *file, struct inode *inode, u8 direction)
@@ -87,7 +105,10 @@ SEC("fentry/security_mmap_file")
 int BPF_PROG(security_mmap_file, struct file *file, unsigned long prot, unsigned long flags)
 {
 	MAY_FAIL(security_mmap_file);
-	return map(file, prot, flags);
+	stay();
+	map(file, prot, flags);
+	leave();
+	return 0;
 }
 
 SEC("lsm/file_lock")
@@ -133,8 +154,10 @@ SEC("fentry/do_splice")
 int BPF_PROG(do_splice, struct file *in, long long *in_offset, struct file *out)
 {
 	MAY_FAIL(do_splice);
+	stay();
 	use_any_file(in, in->f_inode, READS);
 	use_any_file(out, out->f_inode, WRITES);
+	leave();
 	return 0;
 }
 
@@ -142,8 +165,10 @@ SEC("fentry/do_tee")
 int BPF_PROG(do_tee, struct file *in, struct file *out)
 {
 	MAY_FAIL(do_tee);
+	stay();
 	use_file(current_task(), in, READS, false);
 	use_file(current_task(), out, WRITES, false);
+	leave();
 	return 0;
 }
 
@@ -179,7 +204,9 @@ SEC("fentry/__x64_sys_vmsplice")
 int BPF_PROG(vmsplice, struct pt_regs *regs)
 {
 	MAY_FAIL(vmsplice);
+	stay();
 	use_descriptor(BPF_CORE_READ(regs, di), KIND_PIPE, 0);
+	leave();
 	return 0;
 }
 
@@ -189,7 +216,9 @@ SEC("fentry/do_mq_timedsend")
 int BPF_PROG(mq_timedsend, int fd)
 {
 	MAY_FAIL(mq_timedsend);
+	stay();
 	use_descriptor(fd, KIND_POSIX_QUEUE, WRITES);
+	leave();
 	return 0;
 }
 
@@ -197,7 +226,9 @@ SEC("fentry/do_mq_timedreceive")
 int BPF_PROG(mq_timedreceive, int fd)
 {
 	MAY_FAIL(mq_timedreceive);
+	stay();
 	use_descriptor(fd, KIND_POSIX_QUEUE, READS);
+	leave();
 	return 0;
 }
 
@@ -240,7 +271,9 @@ SEC("fentry/inotify_handle_inode_event")
 int BPF_PROG(inotify_event, struct fsnotify_mark *mark)
 {
 	MAY_FAIL(inotify_event);
+	stay();
 	record_flow(current_task(), KIND_EVENT, POINTER_NUMBER(mark, group), 0, WRITES);
+	leave();
 	return 0;
 }
 
@@ -250,8 +283,10 @@ SEC("fentry/io_msg_ring")
 int BPF_PROG(io_msg_ring, struct io_kiocb *request)
 {
 	MAY_FAIL(io_msg_ring);
+	stay();
 	record_flow(current_task(), KIND_EVENT, POINTER_NUMBER(request, file, private_data), 0,
 		    WRITES);
+	leave();
 	return 0;
 }
 
@@ -382,19 +417,19 @@ struct pcpu_hot {
 } __attribute__((preserve_access_index));
 extern const struct pcpu_hot pcpu_hot __ksym __weak;
 
-/* Whether the current task only lends its time to an interrupt. */
+/* Whether the current task only lends its time to an interrupt. Where the kernel's count cannot be read,
+ * or nobody knows what its bits mean, every wake-up counts. */
 static __always_inline bool is_borrowed(void)
 {
-	const u32 hard = 0x00ff0000, serving_softirq = 0x100;
-	int count;
+	u32 count;
 
 	if (&__preempt_count)
 		count = *(const int *)bpf_this_cpu_ptr(&__preempt_count);
 	else if (&pcpu_hot)
 		count = ((const struct pcpu_hot *)bpf_this_cpu_ptr(&pcpu_hot))->preempt_count;
 	else
-		return true;
-	return count & (hard | serving_softirq);
+		return false;
+	return count & interrupt_bits;
 }
 
 /* Whoever wakes somebody from a sleep that a signal could end has exchanged something with him,
@@ -463,8 +498,10 @@ SEC("tp_btf/sched_process_fork")
 int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child)
 {
 	MAY_FAIL(process_fork);
+	stay();
 	if (parent->tgid != child->tgid)
 		record_relation(parent, child, RELATION_FORKED);
+	leave();
 	return 0;
 }
 
@@ -472,8 +509,10 @@ SEC("tp_btf/sched_process_exit")
 int BPF_PROG(process_exit, struct task_struct *task)
 {
 	MAY_FAIL(process_exit);
+	stay();
 	if (task->pid == task->tgid)
 		record_relation(task, task->real_parent, RELATION_ENDED);
+	leave();
 	return 0;
 }
 
@@ -483,7 +522,9 @@ int BPF_PROG(process_wait)
 	MAY_FAIL(process_wait);
 	struct task_struct *task = current_task();
 
+	stay();
 	record_relation(task, task, RELATION_WAITS);
+	leave();
 	return 0;
 }
 

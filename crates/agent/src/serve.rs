@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use depgraph::{ProcessId, Source, Uncertainty};
+use depgraph::{ObjectKind, ProcessId, Source, Uncertainty};
 use guest_proto::{
     Answer, Armed, Capabilities, Decoder, Failure, Losses, ProbeState, Reason, Refusal, Request,
     Rule, ThawReason, Tier, ToAgent, ToHost, UNASKED, VERSION, VERSION_OLDEST, Welcome, encode,
@@ -281,7 +281,13 @@ impl Agent {
         };
         let tasks = self.snapshot(&mut open);
         let losses = self.losses();
-        open.window.lost(losses);
+        open.window.lost(self.lost_kinds());
+        if let (Means::Probes(tracker), true) = (&self.means, losses.probes_skipped > 0) {
+            eprintln!(
+                "unmoor-agent: probes that were skipped: {:?}",
+                tracker.skipped_by()
+            );
+        }
         let answers = tasks.map(|tasks| {
             let records = open.window.records(&tasks);
             let parts = records.chunks(RECORDS_PER_MESSAGE);
@@ -315,11 +321,11 @@ impl Agent {
         if let Err(error) = self.catch_up() {
             return Err(failed(&error));
         }
-        let losses = self.losses();
+        let lost = self.lost_kinds();
         let Some(open) = &mut self.window else {
             return Err(no_window());
         };
-        open.window.lost(losses);
+        open.window.lost(lost);
         let dependents = processes
             .into_iter()
             .filter(|process| !open.window.may_pause(*process))
@@ -445,6 +451,14 @@ impl Agent {
         match &self.means {
             Means::Probes(tracker) => tracker.losses(),
             Means::StandingFactsOnly(_) => Losses::default(),
+        }
+    }
+
+    /// What has gone unseen: see [`Tracker::lost_kinds`].
+    fn lost_kinds(&self) -> Option<Vec<ObjectKind>> {
+        match &self.means {
+            Means::Probes(tracker) => tracker.lost_kinds(),
+            Means::StandingFactsOnly(_) => Some(Vec::new()),
         }
     }
 

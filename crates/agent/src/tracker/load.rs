@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use std::time::Instant;
 
 use guest_proto::LossCause;
-use libbpf_rs::btf::{Btf, types};
+use libbpf_rs::btf::{Btf, ReferencesType, types};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, OpenObject, ProgramAttachType, ProgramMut, ProgramType};
 
@@ -74,6 +74,7 @@ pub(super) fn load() -> Result<Loaded, Refused> {
         apply(plan, open.open_object_mut()).map_err(|error| other(&error))?;
         if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
             constants.agent_pid = std::process::id();
+            constants.interrupt_bits = kernel.interrupt_bits();
             #[cfg(feature = "faults")]
             super::faults::inject(&mut constants.faults);
         }
@@ -209,6 +210,31 @@ impl Running {
     }
 }
 
+impl Running {
+    fn interrupt_bits(&self) -> u32 {
+        let own = self.btf.type_by_name::<types::Var<'_>>("__preempt_count");
+        let own = own.map(|count| count.referenced_type().skip_mods_and_typedefs());
+        let own = own.and_then(|count| types::Int::try_from(count).ok());
+        // From 6.2 to 6.14 it is a field.
+        let is_field = self.btf.type_by_name::<types::Struct<'_>>("pcpu_hot");
+        interrupt_bits(own.map(|count| count.bits).or(is_field.map(|_| 32)))
+    }
+}
+
+/// The bits of a preemption count of this size that are set while an interrupt is served. They are no
+/// part of the type information; but when they moved, in 7.3, the count became larger. Of an unknown
+/// size nobody knows: then every wake-up counts.
+fn interrupt_bits(size: Option<u8>) -> u32 {
+    const SERVING_SOFTIRQ: u32 = 0x100;
+    match size {
+        // Four bits for hard interrupts, four for those that cannot be masked.
+        Some(32) => 0x00ff_0000 | SERVING_SOFTIRQ,
+        // Above eight bits that count how often interrupts were switched off: four, and one.
+        Some(64) => 0x1f00_0000 | SERVING_SOFTIRQ,
+        _ => 0,
+    }
+}
+
 impl Kernel for Running {
     fn has_function(&self, name: &str) -> bool {
         self.btf.type_by_name::<types::Func<'_>>(name).is_some()
@@ -228,5 +254,18 @@ impl Kernel for Running {
 
     fn calls_lsm(&self) -> bool {
         self.lsm
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_of_unknown_size_has_no_interrupts() {
+        assert_eq!(interrupt_bits(Some(32)), 0x00ff_0100);
+        assert_eq!(interrupt_bits(Some(64)), 0x1f00_0100);
+        assert_eq!(interrupt_bits(Some(16)), 0);
+        assert_eq!(interrupt_bits(None), 0);
     }
 }

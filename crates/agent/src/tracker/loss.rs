@@ -1,5 +1,6 @@
 //! What each program in the kernel sees, and what is uncertain where one does not work.
 
+use depgraph::ObjectKind;
 use guest_proto::{LossCause, LossEffect, LostProbe};
 
 /// What stands in for a program that does not work.
@@ -188,6 +189,18 @@ pub(super) const TABLE: [Row; 32] = {
         row("tasks", FromProc, "the list of processes"),
     ]
 };
+
+/// The kinds of objects of which somebody has to hold one for a program to run in his name; none for a
+/// program that runs in anybody's. Where the kernel has skipped one, those who hold such an object are
+/// uncertain; otherwise everybody is.
+pub(super) fn needs(program: &str) -> &'static [ObjectKind] {
+    match program.trim_start_matches("unseen_") {
+        "do_splice" | "do_tee" | "vmsplice" => &[ObjectKind::Pipe],
+        "mq_timedsend" | "mq_timedreceive" => &[ObjectKind::PosixQueue],
+        "io_msg_ring" => &[ObjectKind::Event],
+        _ => &[],
+    }
+}
 
 /// The row of a program.
 pub(super) fn row_of(program: &str) -> Option<&'static Row> {

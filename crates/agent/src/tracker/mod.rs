@@ -75,8 +75,8 @@ pub(crate) struct Tracker {
     took_ms: u32,
     /// Probes that could not be attached when the window opened, and why.
     unattached: Vec<(String, String)>,
-    /// Ids of the probes, and how often each was skipped before the window.
-    skipped_before: Vec<(u32, u64)>,
+    /// How often each probe was skipped before the window.
+    skipped_before: Vec<Skipped>,
     ring_full_before: u64,
 }
 
@@ -110,6 +110,14 @@ impl Detaching {
         let _ = self.thread.join();
         links
     }
+}
+
+/// How often a probe was skipped because it was running already.
+#[derive(Debug)]
+struct Skipped {
+    id: u32,
+    name: String,
+    count: u64,
 }
 
 /// What the probes count.
@@ -331,18 +339,42 @@ impl Tracker {
 
     /// What was lost in this window.
     pub(crate) fn losses(&self) -> Losses {
-        let now = self.skipped();
-        let probes_skipped = now
-            .iter()
-            .map(|(id, count)| {
-                let before = self.skipped_before.iter().find(|(other, _)| other == id);
-                count - before.map_or(0, |(_, count)| *count).min(*count)
-            })
-            .sum();
         Losses {
             table_full: self.counters().table_full,
-            probes_skipped,
+            probes_skipped: self.skipped_by().iter().map(|(_, count)| count).sum(),
         }
+    }
+
+    /// The kinds of objects through which something has gone unseen in this window; nothing where it
+    /// may have been anything.
+    pub(crate) fn lost_kinds(&self) -> Option<Vec<ObjectKind>> {
+        if self.counters().table_full > 0 {
+            return None;
+        }
+        let mut kinds = Vec::new();
+        for (program, _) in self.skipped_by() {
+            let needs = loss::needs(&program);
+            if needs.is_empty() {
+                return None;
+            }
+            kinds.extend_from_slice(needs);
+        }
+        Some(kinds)
+    }
+
+    /// How often each probe was skipped in this window.
+    pub(crate) fn skipped_by(&self) -> Vec<(String, u64)> {
+        let since = |skipped: &Skipped| {
+            let mut before = self.skipped_before.iter();
+            let before = before.find(|other| other.id == skipped.id);
+            skipped.count - before.map_or(0, |before| before.count).min(skipped.count)
+        };
+        self.skipped()
+            .into_iter()
+            .map(|skipped| (since(&skipped), skipped.name))
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, name)| (name, count))
+            .collect()
     }
 
     fn mappings(&self) -> Result<Vec<Edge>> {
@@ -396,17 +428,25 @@ impl Tracker {
     }
 
     /// How often each probe was skipped because it was running already.
-    fn skipped(&self) -> Vec<(u32, u64)> {
-        let own: HashSet<u32> = self
+    fn skipped(&self) -> Vec<Skipped> {
+        let own: BTreeMap<u32, String> = self
             .skeleton
             .object()
             .progs()
             .filter(libbpf_rs::ProgramImpl::autoload)
-            .filter_map(|program| id_of(program.as_fd()))
+            .filter_map(|program| {
+                let name = program.name().to_string_lossy().into_owned();
+                Some((id_of(program.as_fd())?, name))
+            })
             .collect();
         ProgInfoIter::default()
-            .filter(|info| own.contains(&info.id))
-            .map(|info| (info.id, info.recursion_misses))
+            .filter_map(|info| {
+                Some(Skipped {
+                    id: info.id,
+                    name: own.get(&info.id)?.clone(),
+                    count: info.recursion_misses,
+                })
+            })
             .collect()
     }
 }
