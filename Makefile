@@ -15,7 +15,7 @@ FEATURES ?=
 # Words for unmoor-bench; tests/src/bin/unmoor-bench/main.rs tells which.
 BENCH ?=
 
-.PHONY: help tools setup setup-versions setup-debian build demo test test-unit test-e2e test-slow test-versions test-faults test-defects soak bench lint fuzz man clean-lab
+.PHONY: help tools setup setup-versions setup-debian build demo test test-unit test-e2e test-slow test-versions test-newcomer test-faults test-defects soak bench lint fuzz man clean-lab
 
 help: ## What there is to make
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -58,6 +58,7 @@ test-slow: setup-versions setup-debian ## The whole matrices, and a minute of fu
 	UNMOOR_SIMULATIONS=100000 $(CARGO) test --release --locked -p migrate --test simulation
 	UNMOOR_SIMULATIONS=50000 $(CARGO) test --release --locked -p migrate --test steered
 	$(MAKE) fuzz
+	$(MAKE) test-newcomer
 	target/release/lab-results test-slow
 
 test-versions: setup-versions ## Every kernel, QEMU and libvirt of the lab, moved (half an hour)
@@ -66,6 +67,9 @@ test-versions: setup-versions ## Every kernel, QEMU and libvirt of the lab, move
 	UNMOOR_RECORD=test-versions $(CARGO) test --release --locked -p unmoor-tests --test versions -- $(E2E) --ignored
 	UNMOOR_RECORD=test-versions $(CARGO) test --release --locked -p lab --test versions -- $(E2E) --ignored
 	target/release/lab-results test-versions
+
+test-newcomer: ## A fresh Debian 13: the README's first command, lint and some tests (an hour)
+	tests/newcomer.sh
 
 test-faults: setup ## Whatever can break, at every moment, under every protocol (half an hour)
 	$(CARGO) build --release --locked -p unmoor -p lab -p unmoor-tests
