@@ -54,6 +54,7 @@ test-e2e: setup ## Tests on real QEMU, real guests, two hosts
 test-slow: setup-versions setup-debian ## The whole matrices, and a minute of fuzzing each
 	$(CARGO) build --release --locked -p unmoor --features unmoor/libvirt -p lab
 	rm -rf $(RESULTS)/test-slow.d
+	export UNMOOR_OLD_RELEASE=$$(tests/releases.sh --build); \
 	UNMOOR_RECORD=test-slow $(CARGO) test --release --locked -p lab -p unmoor-tests -- $(E2E) --include-ignored
 	UNMOOR_SIMULATIONS=100000 $(CARGO) test --release --locked -p migrate --test simulation
 	UNMOOR_SIMULATIONS=50000 $(CARGO) test --release --locked -p migrate --test steered

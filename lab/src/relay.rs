@@ -144,9 +144,9 @@ impl Unmoor {
         Self::daemon_of(lab, libvirt.host(), command, &sockets, more)
     }
 
-    /// Starts `unmoord` at a host without libvirt, with a folder of sockets of its own.
-    pub fn plain_daemon(lab: &Lab, host: Host, more: &[&str]) -> Result<Self> {
-        let command = lab.command(host, program("unmoord"));
+    /// Starts this `unmoord` at a host without libvirt, with a folder of sockets of its own.
+    pub fn plain_daemon(lab: &Lab, host: Host, unmoord: &Path, more: &[&str]) -> Result<Self> {
+        let command = lab.command(host, unmoord);
         Self::daemon_of(lab, host, command, &sockets(lab, host), more)
     }
 

@@ -9,6 +9,7 @@ pub mod matrix;
 pub mod mechanisms;
 pub mod on_the_way;
 pub mod pretender;
+pub mod sockets;
 
 use std::ops::Range;
 use std::time::{Duration, Instant};

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use depgraph::{Class, Direction, Interface, ObjectKind, Relation, Source, Uncertainty, Via};
+use depgraph::{Class, Direction, Interface, ObjectKind, Relation, Source, Via};
 use guest_proto::{ProbeState, ProcessRecord, Reason, Tier};
 use lab::{CLIENT, Vm};
 use unmoor::agent::{Report, Words};
@@ -92,21 +92,13 @@ impl Seen {
 
 /// Exercises all mechanisms in one window. `folder` is the guest's, and must be fresh.
 pub fn run(vm: &mut Vm, folder: &str) -> Result<Seen> {
-    let outside = format!("{CLIENT}:9");
-    vm.guest(&format!(
-        "setsid lab-guest mechanisms {folder} {outside} >/dev/null 2>&1 </dev/null &"
-    ))?;
-    wait_for(vm, "ready", &format!("test -e {folder}/ready"))?;
+    begin(vm, folder)?;
     let (mut client, welcome) = connect_agent(vm)?;
     ensure!(welcome.tier == Tier::Probes, "{welcome:?}");
     let probes = client.probe_state()?;
     let armed = client.arm(Vec::new())?;
     println!("{welcome:?} {armed:?}");
-    vm.guest(&format!("touch {folder}/go"))?;
-    let finished = format!(
-        "cd {folder}; test $(ls | grep -cE '^(done|failed|skipped)\\.') -ge $(ls | grep -c '^ready\\.')"
-    );
-    wait_for(vm, "all mechanisms done", &finished)?;
+    finish(vm, folder)?;
     let report = client.report()?;
     client.disarm()?;
     let failed = vm.guest(&format!(
@@ -124,6 +116,45 @@ pub fn run(vm: &mut Vm, folder: &str) -> Result<Seen> {
         skipped,
         probes,
     })
+}
+
+/// Exercises all mechanisms while nobody looks.
+pub fn exercise(vm: &mut Vm, folder: &str) -> Result<()> {
+    begin(vm, folder)?;
+    finish(vm, folder)
+}
+
+/// Starts the processes, which then wait.
+fn begin(vm: &mut Vm, folder: &str) -> Result<()> {
+    let outside = format!("{CLIENT}:9");
+    vm.guest(&format!(
+        "setsid lab-guest mechanisms {folder} {outside} >/dev/null 2>&1 </dev/null &"
+    ))?;
+    wait_for(vm, "ready", &format!("test -e {folder}/ready"))
+}
+
+/// Has them do their part, and waits for the last.
+fn finish(vm: &mut Vm, folder: &str) -> Result<()> {
+    vm.guest(&format!("touch {folder}/go"))?;
+    let finished = format!(
+        "cd {folder}; test $(ls | grep -cE '^(done|failed|skipped)\\.') -ge $(ls | grep -c '^ready\\.')"
+    );
+    wait_for(vm, "all mechanisms done", &finished)
+}
+
+/// Ends all processes of a run.
+pub fn clear(vm: &mut Vm) -> Result<()> {
+    // The kernel's own threads have such names, too, and bear it.
+    vm.guest(
+        "for process in /proc/[0-9]*; do \
+           grep -qE '^mechanisms$|/[12][ab]' $process/comm 2>/dev/null && \
+           kill -9 ${process#/proc/}; done; true",
+    )?;
+    wait_for(
+        vm,
+        "the mechanisms' end",
+        "! grep -qsE '/[12][ab]' /proc/[0-9]*/comm",
+    )
 }
 
 /// What is wrong with what was seen of a mechanism; nothing if all is as it should be.
@@ -252,17 +283,6 @@ fn is_link(mechanism: &Mechanism, record: &ProcessRecord) -> bool {
         }
         _ => false,
     }
-}
-
-/// Whether something is uncertain of a member since events were lost.
-pub fn is_uncertain(mechanism: &Mechanism, processes: &BTreeMap<&str, &ProcessRecord>) -> bool {
-    let lost = Reason::Source(Source::Uncertain(Uncertainty::LostEvents));
-    ["1a", "1b", "2a", "2b"].iter().any(|which| {
-        let member = format!("{}/{which}", mechanism.name);
-        processes
-            .get(member.as_str())
-            .is_some_and(|record| record.reason == lost)
-    })
 }
 
 /// What is wrong where too much may be connected, be it that events were lost or that a preempted

@@ -6,13 +6,13 @@
 //! be attached.
 
 use anyhow::{Context, Result, ensure};
-use guest_proto::{LossCause, LossEffect, ProbeState, Tier};
+use guest_proto::{LossCause, LossEffect, Losses, ProbeState, Tier};
 use lab::{Host, Kernel, Lab, LabOptions, Vm, VmOptions, results};
 use serde_json::{Value, json};
 use unmoor::agent::Words;
 use unmoor_tests::connect_agent;
 use unmoor_tests::mechanisms::{
-    Seen, is_uncertain, judge, judge_leniently, mechanisms, run, wait_for,
+    Seen, clear, exercise, judge, judge_leniently, mechanisms, run, wait_for,
 };
 
 /// Every probe, with what is uncertain without it.
@@ -98,10 +98,10 @@ impl Way {
 
 /// A guest whose agent has these faults. Each has its own: an agent that is killed leaves the kernel with
 /// probes to detach, for which its successor waits long.
-fn guest(lab: &Lab, faults: &str) -> Result<Vm> {
+fn guest(lab: &Lab, kernel: Kernel, faults: &str) -> Result<Vm> {
     let options = VmOptions {
         memory: "1G".into(),
-        kernel: Kernel::NewestCloud,
+        kernel,
         ..VmOptions::default()
     };
     let mut vm = Vm::start(lab, Host::A, &options)?;
@@ -113,6 +113,10 @@ fn guest(lab: &Lab, faults: &str) -> Result<Vm> {
     if let Err(error) = wait_for(&mut vm, "the agent's probes", loaded) {
         return Err(error.context(vm.guest("cat /run/agent.log")?));
     }
+    // Once beforehand: an emulator takes long for code that it meets for the first time, and a task that
+    // is preempted inside a probe has that probe skipped for others.
+    exercise(&mut vm, "/run/before")?;
+    clear(&mut vm)?;
     Ok(vm)
 }
 
@@ -130,13 +134,13 @@ fn named(state: &ProbeState, program: &str, way: Way, effect: LossEffect) -> Res
 }
 
 /// Exercises all mechanisms without some probes; yields how many were seen just as with all of them.
-fn check(vm: &mut Vm, all: bool) -> Result<(Seen, [usize; 3])> {
+fn check(vm: &mut Vm, folder: &str, all: bool) -> Result<(Seen, [usize; 2])> {
     let mechanisms = mechanisms(vm)?;
-    let seen = run(vm, "/run/m")?;
+    let seen = run(vm, folder)?;
     let words = Words::new(&seen.report.processes);
     let processes = seen.processes();
     let mut wrong = Vec::new();
-    let (mut exact, mut uncertain) = (0, 0);
+    let mut exact = 0;
     for mechanism in mechanisms.iter().filter(|mechanism| !seen.skips(mechanism)) {
         wrong.extend(
             judge_leniently(mechanism, &processes)
@@ -145,8 +149,6 @@ fn check(vm: &mut Vm, all: bool) -> Result<(Seen, [usize; 3])> {
         );
         let inexact = judge(mechanism, &processes, &words);
         exact += usize::from(inexact.is_empty());
-        // A probe that is skipped now and then is no probe that does not work.
-        uncertain += usize::from(is_uncertain(mechanism, &processes));
         if !inexact.is_empty() {
             // Told where the test fails, as output is.
             println!("{}: {inexact:?}", mechanism.name);
@@ -163,26 +165,34 @@ fn check(vm: &mut Vm, all: bool) -> Result<(Seen, [usize; 3])> {
     let independent = independent.filter(|one| !one.class.stays_live()).count();
     ensure!(!all || independent == 0, "{independent} are independent");
     let exercised = mechanisms.iter().filter(|one| !seen.skips(one)).count();
-    Ok((seen, [exact, uncertain, exercised]))
+    Ok((seen, [exact, exercised]))
 }
 
-/// One set of faults: named, nobody falsely independent.
-fn one(lab: &Lab, lost: &[(&str, LossEffect, Way)]) -> Result<Value> {
+/// One set of faults: named, nobody falsely independent. How exact it is counts where no probe was skipped.
+fn one(lab: &Lab, kernel: Kernel, lost: &[(&str, LossEffect, Way)]) -> Result<Value> {
     let faults: Vec<String> = lost.iter().map(|(name, _, way)| way.faults(name)).collect();
-    let mut vm = guest(lab, &faults.join(","))?;
+    let mut vm = guest(lab, kernel, &faults.join(","))?;
     let all = lost
         .iter()
         .any(|(_, effect, _)| *effect == LossEffect::Everyone);
-    let (seen, [exact, uncertain, exercised]) = check(&mut vm, all)?;
+    let mut attempt = 0;
+    let (seen, [exact, exercised]) = loop {
+        attempt += 1;
+        let (seen, counts) = check(&mut vm, &format!("/run/m{attempt}"), all)?;
+        if seen.report.summary.losses == Losses::default() || attempt == RUNS_MAX {
+            break (seen, counts);
+        }
+        clear(&mut vm)?;
+    };
     for (program, effect, way) in lost {
         named(&seen.probes, program, *way, *effect)?;
     }
     ensure!(seen.probes.lost.len() == lost.len(), "{:?}", seen.probes);
-    println!("{faults:?}: {exact} of {exercised} as with all probes");
+    println!("{faults:?}: {exact} of {exercised} as with all probes, in run {attempt}");
     Ok(json!({
         "faults": faults,
+        "kernel": kernel.label(),
         "seen_as_with_all_probes": exact,
-        "uncertain_for_lost_events": uncertain,
         "exercised": exercised,
         "attempts": seen.probes.tries,
         "load_ms": seen.probes.took_ms,
@@ -190,32 +200,39 @@ fn one(lab: &Lab, lost: &[(&str, LossEffect, Way)]) -> Result<Value> {
     }))
 }
 
+/// Runs until one in which no probe was skipped.
+const RUNS_MAX: u32 = 4;
+
 /// The newest kernel takes all probes. Then some of each kind do not work; all of them in the slow test.
 #[test]
 fn a_probe_that_does_not_work_costs_what_it_would_have_seen() -> Result<()> {
     let lab = Lab::new(&LabOptions::default())?;
     use LossEffect::{Everyone, None, Users};
-    let cases: [&[(&str, LossEffect, Way)]; 3] = [
+    let cases: [&[(&str, LossEffect, Way)]; 2] = [
         &[
             ("do_tee", Users, Way::Verifier),
             ("unix_may_send", Users, Way::Relocation),
+            ("mq_timedsend", Users, Way::Attach),
         ],
-        &[("mq_timedsend", Users, Way::Attach)],
         &[
             ("tasks", None, Way::Verifier),
             ("process_fork", Everyone, Way::Verifier),
         ],
     ];
+    let newest = Kernel::NewestCloud;
     // With all of them: on the newest kernel none is missing, and every mechanism is seen.
-    let mut rows = vec![one(&lab, &[])?];
+    let mut rows = vec![one(&lab, newest, &[])?];
     let figure = |row: &Value, name: &str| row[name].as_u64().unwrap_or(0);
-    let all = figure(&rows[0], "exercised") - figure(&rows[0], "uncertain_for_lost_events");
-    let seen = figure(&rows[0], "seen_as_with_all_probes");
-    ensure!(seen >= all, "{}", rows[0]);
+    let all = figure(&rows[0], "exercised");
+    ensure!(
+        all > 0 && figure(&rows[0], "seen_as_with_all_probes") == all,
+        "{}",
+        rows[0]
+    );
     for case in cases {
-        rows.push(one(&lab, case)?);
+        rows.push(one(&lab, newest, case)?);
     }
-    // Without two of them, the rest is seen as before.
+    // Without three of them, the rest is seen as before.
     let some = figure(&rows[1], "seen_as_with_all_probes");
     ensure!(some >= all / 2, "{some} of {all}");
     results::record("lost_probes", &rows)
@@ -244,7 +261,13 @@ fn each_probe_in_turn_and_pairs_of_them_do_not_work() -> Result<()> {
         ]
     });
     for case in single.chain(pairs) {
-        rows.push(one(&lab, &case).with_context(|| format!("{case:?}"))?);
+        let newest = Kernel::NewestCloud;
+        rows.push(one(&lab, newest, &case).with_context(|| format!("{case:?}"))?);
+    }
+    // Where files are sent to sockets without a word, and hooks have other names.
+    for program in ["file_permission", "path_truncate", "do_splice"] {
+        let case = [(program, LossEffect::Users, Way::Verifier)];
+        rows.push(one(&lab, Kernel::V6_1, &case).with_context(|| format!("{case:?} on 6.1"))?);
     }
     results::record("lost_probes_all", &rows)
 }
@@ -260,7 +283,7 @@ fn attempts_are_bounded() -> Result<()> {
             .iter()
             .map(|(program, _)| Way::Verifier.faults(program))
             .collect();
-        let mut vm = guest(&lab, &faults.join(","))?;
+        let mut vm = guest(&lab, Kernel::NewestCloud, &faults.join(","))?;
         let (mut client, welcome) = connect_agent(&vm)?;
         let state = client.probe_state()?;
         if count == PROBES.len() {

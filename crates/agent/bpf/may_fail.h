@@ -68,11 +68,6 @@ enum program {
 	PROGRAM_unseen_unix_may_send,
 	PROGRAM_unseen_msgrcv,
 	PROGRAM_unseen_mmap_file,
-	PROGRAM_unseen_sys_splice,
-	PROGRAM_unseen_sys_tee,
-	PROGRAM_unseen_sys_mq_timedsend,
-	PROGRAM_unseen_sys_mq_timedreceive,
-	PROGRAM_unseen_io_uring,
 	PROGRAM_unseen_insert_event,
 	PROGRAMS,
 };

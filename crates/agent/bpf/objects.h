@@ -77,7 +77,12 @@ static __always_inline struct object object_of(struct file *file)
 		.b = inode->i_ino,
 	};
 
-	if (type == S_IFREG) {
+	/* They all have one inode, for a while with the type of a file; what is behind them differs. */
+	if (type == 0 || magic == ANON_INODE_MAGIC) {
+		object.kind = KIND_EVENT;
+		object.a = POINTER_NUMBER(file, private_data);
+		object.b = 0;
+	} else if (type == S_IFREG) {
 		if (is_kernel_interface(magic))
 			return object;
 		object.kind = KIND_FILE;
@@ -103,11 +108,6 @@ static __always_inline struct object object_of(struct file *file)
 	} else if (type == S_IFBLK) {
 		object.kind = KIND_BLOCK_DEVICE;
 		object.a = inode->i_rdev;
-		object.b = 0;
-	} else if (type == 0 || magic == ANON_INODE_MAGIC) {
-		/* They all have one inode; what is behind them differs. */
-		object.kind = KIND_EVENT;
-		object.a = POINTER_NUMBER(file, private_data);
 		object.b = 0;
 	}
 	return object;
@@ -153,7 +153,7 @@ static __always_inline void use_file(struct task_struct *task, struct file *file
 						((u64)lasting << 61));
 	signature = mix(signature, ((u64)inode->i_generation << 32) + writes[bucket_of(inode->i_ino)] +
 					   ((u64)all_written << 31));
-	if (type != S_IFREG && type != S_IFIFO)
+	if ((type != S_IFREG && type != S_IFIFO) || inode->i_sb->s_magic == ANON_INODE_MAGIC)
 		/* A descriptor, not a name, says which terminal or event it is, and the memory behind
 		 * one may serve another later. */
 		signature = 0;

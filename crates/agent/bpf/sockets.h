@@ -79,6 +79,8 @@ static __always_inline void ends_of(struct sock *sk, struct endpoint *local, str
 		map_v4(&remote->address, BPF_CORE_READ(sk, __sk_common.skc_daddr));
 		return;
 	}
+	if (!bpf_core_field_exists(sk->__sk_common.skc_v6_daddr))
+		return; /* A kernel without IPv6. */
 	BPF_CORE_READ_INTO(&local->address, sk, __sk_common.skc_v6_rcv_saddr);
 	BPF_CORE_READ_INTO(&remote->address, sk, __sk_common.skc_v6_daddr);
 }

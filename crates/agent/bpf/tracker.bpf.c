@@ -694,7 +694,7 @@ int mappings(struct bpf_iter__task_vma *context)
 	if (flags & VM_SHARED) {
 		if (flags & VM_MAYWRITE)
 			direction |= WRITES;
-	} else if (object.kind == KIND_FILE && !bpf_map_lookup_elem(&written, &key)) {
+	} else if (object.kind == KIND_FILE && !all_written && !bpf_map_lookup_elem(&written, &key)) {
 		return 0;
 	}
 	edge = standing(task, &object, direction, ORIGIN_STANDING);
@@ -743,11 +743,13 @@ static __always_inline int unseen(struct task_struct *task, u64 kinds)
 
 	if (is_unwatched(task) || is_seen(signature))
 		return 0;
+	stay();
 	/* Nobody knows which file it was: from now on every file counts as written. */
 	if (kinds & OF(FILE))
 		all_written = 1;
 	if (record_flow(task, KIND_UNSEEN, kinds, 0, READS | WRITES))
 		set_seen(signature);
+	leave();
 	return 0;
 }
 
@@ -759,7 +761,8 @@ static __always_inline int unseen(struct task_struct *task, u64 kinds)
 		return unseen(current_task(), kinds);                                              \
 	}
 
-STAND_IN("fentry/security_file_permission", file_permission, FILES)
+/* Before 6.5 it alone sees files that are sent to sockets. */
+STAND_IN("fentry/security_file_permission", file_permission, FILES | SOCKETS)
 STAND_IN("fentry/security_file_lock", file_lock, 0)
 STAND_IN("fentry/do_truncate", truncate, OF(FILE))
 STAND_IN("fentry/do_splice", do_splice, OF(PIPE))
@@ -778,13 +781,7 @@ STAND_IN("fentry/security_socket_accept", socket_accept, SOCKETS)
 STAND_IN("fentry/security_unix_stream_connect", unix_stream_connect, OF(UNIX))
 STAND_IN("fentry/security_unix_may_send", unix_may_send, OF(UNIX))
 
-/* Where the kernel has no such function, as it may have been built into another: all who could have
- * called it. */
-STAND_IN("fentry/__x64_sys_splice", sys_splice, OF(PIPE))
-STAND_IN("fentry/__x64_sys_tee", sys_tee, OF(PIPE))
-STAND_IN("fentry/__x64_sys_mq_timedsend", sys_mq_timedsend, OF(POSIX_QUEUE))
-STAND_IN("fentry/__x64_sys_mq_timedreceive", sys_mq_timedreceive, OF(POSIX_QUEUE))
-STAND_IN("fentry/__x64_sys_io_uring_enter", io_uring, OF(PIPE) | OF(EVENT))
+/* What calls the other, which may have been built into it. */
 STAND_IN("fentry/fsnotify_insert_event", insert_event, OF(EVENT))
 
 /* Runs in the sender for a receiver that was waiting. */
@@ -805,5 +802,6 @@ int unseen_mmap_file(u64 *arguments)
 	MAY_FAIL(unseen_mmap_file);
 	if (!pointer_number((void *)arguments[0]))
 		return 0;
-	return unseen(current_task(), shared ? OF(FILE) | OF(SHARED_MEMORY) : 0);
+	return unseen(current_task(),
+		      shared ? OF(FILE) | OF(SHARED_MEMORY) | OF(BLOCK_DEVICE) | OF(EVENT) : 0);
 }

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use depgraph::{ObjectKind, ProcessId, Source, Uncertainty};
+use anyhow::{Context, Result, bail, ensure};
+use depgraph::{ProcessId, Source, Uncertainty};
 use guest_proto::{
     Answer, Armed, Capabilities, Decoder, Failure, Losses, ProbeState, Reason, Refusal, Request,
     Rule, ThawReason, Tier, ToAgent, ToHost, UNASKED, VERSION, VERSION_OLDEST, Welcome, encode,
@@ -281,7 +281,7 @@ impl Agent {
         };
         let tasks = self.snapshot(&mut open);
         let losses = self.losses();
-        open.window.lost(self.lost_kinds());
+        open.window.lost(losses);
         if let (Means::Probes(tracker), true) = (&self.means, losses.probes_skipped > 0) {
             eprintln!(
                 "unmoor-agent: probes that were skipped: {:?}",
@@ -321,11 +321,11 @@ impl Agent {
         if let Err(error) = self.catch_up() {
             return Err(failed(&error));
         }
-        let lost = self.lost_kinds();
+        let losses = self.losses();
         let Some(open) = &mut self.window else {
             return Err(no_window());
         };
-        open.window.lost(lost);
+        open.window.lost(losses);
         let dependents = processes
             .into_iter()
             .filter(|process| !open.window.may_pause(*process))
@@ -390,6 +390,10 @@ impl Agent {
         let (Means::Probes(tracker), Some(open)) = (&mut self.means, &mut self.window) else {
             bail!("nothing is frozen without a window in which it would be seen who is turned to");
         };
+        ensure!(
+            !tracker.doubts().everyone,
+            "nothing is frozen where it would not be seen who is turned to: a probe does not work"
+        );
         // Before anything stands, so that nothing falls between.
         open.window.take(&tracker.watch_closely(true)?);
         let (willing, dependent): (Vec<_>, Vec<_>) = processes
@@ -451,14 +455,6 @@ impl Agent {
         match &self.means {
             Means::Probes(tracker) => tracker.losses(),
             Means::StandingFactsOnly(_) => Losses::default(),
-        }
-    }
-
-    /// What has gone unseen: see [`Tracker::lost_kinds`].
-    fn lost_kinds(&self) -> Option<Vec<ObjectKind>> {
-        match &self.means {
-            Means::Probes(tracker) => tracker.lost_kinds(),
-            Means::StandingFactsOnly(_) => Some(Vec::new()),
         }
     }
 

@@ -28,7 +28,7 @@ pub(crate) struct Standstill {
     /// Keeps the kernel from moving the pages of what stands.
     quiet: Option<Quiet>,
     /// Through what somebody may turn to whom.
-    reached_by: HashMap<ObjectId, ProcessId>,
+    reached_by: HashMap<ObjectId, HashSet<ProcessId>>,
     frozen: HashSet<ProcessId>,
 }
 
@@ -92,7 +92,8 @@ impl Standstill {
         for edge in held {
             if let (true, What::Flow(object, _)) = (self.frozen.contains(&edge.process), edge.what)
             {
-                self.reached_by.insert(object, edge.process);
+                let reached = self.reached_by.entry(object).or_default();
+                reached.insert(edge.process);
             }
         }
     }
@@ -111,19 +112,22 @@ impl Standstill {
         let reached = self.reached_by.iter();
         let reached = reached
             .filter(|(object, _)| unseen.contains(&object.kind))
-            .map(|(_, process)| *process);
+            .flat_map(|(_, processes)| processes.iter().copied());
         let mut called: Vec<ProcessId> = edges
             .iter()
             .filter(|edge| !self.frozen.contains(&edge.process))
-            .filter_map(|edge| match edge.what {
-                What::Flow(object, direction) if direction.writes() => {
-                    self.reached_by.get(&object).copied()
+            .flat_map(|edge| -> Vec<ProcessId> {
+                match edge.what {
+                    What::Flow(object, direction) if direction.writes() => {
+                        let reached = self.reached_by.get(&object).into_iter().flatten();
+                        reached.copied().collect()
+                    }
+                    What::Relation(
+                        other,
+                        Relation::Signalled | Relation::Traced | Relation::Woke | Relation::Exited,
+                    ) => self.frozen.get(&other).copied().into_iter().collect(),
+                    _ => Vec::new(),
                 }
-                What::Relation(
-                    other,
-                    Relation::Signalled | Relation::Traced | Relation::Woke | Relation::Exited,
-                ) => self.frozen.get(&other).copied(),
-                _ => None,
             })
             .chain(reached)
             .collect();
@@ -170,8 +174,10 @@ impl Standstill {
     fn note_frozen(&mut self) {
         self.frozen = self.freezer.frozen().collect();
         let frozen = &self.frozen;
-        self.reached_by
-            .retain(|_, process| frozen.contains(process));
+        self.reached_by.retain(|_, processes| {
+            processes.retain(|process| frozen.contains(process));
+            !processes.is_empty()
+        });
     }
 }
 

@@ -34,8 +34,8 @@ pub(crate) struct Window {
     doubts: Doubts,
     /// Who holds an object of a kind, without having been seen to use it.
     held: BTreeMap<ObjectKind, BTreeSet<ProcessId>>,
-    /// Kinds of objects through which something has gone unseen, and why.
-    unseen: BTreeMap<ObjectKind, Uncertainty>,
+    /// Kinds of objects through which something has gone that could not be looked at.
+    unseen: BTreeSet<ObjectKind>,
 }
 
 /// What the rules say of a process.
@@ -77,7 +77,7 @@ impl Window {
             facing: HashMap::new(),
             doubts,
             held: BTreeMap::new(),
-            unseen: BTreeMap::new(),
+            unseen: BTreeSet::new(),
         }
     }
 
@@ -106,13 +106,10 @@ impl Window {
         self.take(&snapshot.edges);
     }
 
-    /// Events were lost: through objects of these kinds, or nobody knows through what.
-    pub(crate) fn lost(&mut self, kinds: Option<Vec<ObjectKind>>) {
-        match kinds {
-            Some(kinds) => kinds
-                .into_iter()
-                .for_each(|kind| self.doubt(kind, Uncertainty::LostEvents)),
-            None => self.graph.all_uncertain(Uncertainty::LostEvents),
+    /// Nothing more is certain where events were lost.
+    pub(crate) fn lost(&mut self, losses: Losses) {
+        if losses != Losses::default() {
+            self.graph.all_uncertain(Uncertainty::LostEvents);
         }
     }
 
@@ -270,8 +267,8 @@ impl Window {
 
     fn edge(&mut self, edge: &Edge) {
         if let What::Flow(object, _) = edge.what {
-            if let Some(why) = self.unseen.get(&object.kind) {
-                self.graph.uncertain(edge.process, *why);
+            if self.unseen.contains(&object.kind) {
+                self.graph.uncertain(edge.process, Uncertainty::LostProbe);
             } else if edge.origin == Origin::Held {
                 self.held
                     .entry(object.kind)
@@ -312,7 +309,7 @@ impl Window {
             What::Unseen(bits) => {
                 graph.uncertain(edge.process, Uncertainty::LostProbe);
                 for kind in kinds(bits) {
-                    self.doubt(kind, Uncertainty::LostProbe);
+                    self.doubt(kind);
                 }
             }
             What::Unknown => graph.uncertain(edge.process, Uncertainty::UnknownObject),
@@ -321,15 +318,14 @@ impl Window {
 
     /// Something has gone through an object of this kind, and nobody knows which: whoever uses one, or
     /// could be reached through one, may have got it.
-    fn doubt(&mut self, kind: ObjectKind, why: Uncertainty) {
-        if self.unseen.contains_key(&kind) {
+    fn doubt(&mut self, kind: ObjectKind) {
+        if !self.unseen.insert(kind) {
             return;
         }
-        self.unseen.insert(kind, why);
         let mut concerned = self.held.remove(&kind).unwrap_or_default();
         concerned.extend(self.graph.users(kind));
         for process in concerned {
-            self.graph.uncertain(process, why);
+            self.graph.uncertain(process, Uncertainty::LostProbe);
         }
     }
 }
@@ -408,19 +404,6 @@ mod tests {
             }
             assert!(window.may_pause(OTHER));
         }
-    }
-
-    #[test]
-    fn a_probe_that_was_skipped_concerns_those_who_hold_what_it_takes() {
-        let mut some = window(Doubts::default());
-        let holds = edge(HOLDER, What::Flow(pipe(2), Direction::Both), Origin::Held);
-        some.take(&[holds]);
-        some.lost(Some(vec![ObjectKind::Pipe]));
-        some.take(&[reads(READER, 1)]);
-        assert!(!some.may_pause(HOLDER) && !some.may_pause(READER));
-        assert!(some.may_pause(OTHER));
-        some.lost(None);
-        assert!(!some.may_pause(OTHER));
     }
 
     #[test]

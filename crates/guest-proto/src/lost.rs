@@ -108,7 +108,9 @@ impl LossEffect {
     pub fn words(self) -> &'static str {
         match self {
             LossEffect::None => "nothing is uncertain without it",
-            LossEffect::Users => "processes that do this are taken to be dependent",
+            LossEffect::Users => {
+                "those who do this, and those who may have got something by it, are taken to be dependent"
+            }
             LossEffect::Everyone => "every process is taken to be dependent",
         }
     }

@@ -3,6 +3,7 @@
 //! libbpf's errors are numbers; which program failed, and whether it was the verifier or the type
 //! information, only its messages say. They are kept while programs are loaded.
 
+use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
 use guest_proto::LossCause;
@@ -31,8 +32,8 @@ pub(super) fn heard() -> String {
     reason = "the library calls it with a String"
 )]
 fn keep(_: PrintLevel, text: String) {
-    // It reaches the system's log as well.
-    eprint!("{text}");
+    // It reaches the system's log as well; that nobody reads that is no reason to fail.
+    let _ = std::io::stderr().write_all(text.as_bytes());
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     said.push_str(&text);
     if said.len() > KEPT_MAX {
@@ -67,7 +68,7 @@ pub(super) fn diagnose(said: &str, error: &str, circumstances: &Circumstances) -
     let program = failed_program(said);
     let log = verifier_log(said);
     let has = |text: &str| said.contains(text);
-    let out_of_memory = has("-ENOMEM") || has("(-12)") || error.contains("os error 12");
+    let out_of_memory = has("-ENOMEM") || has("(-12)") || error.contains("os error 12)");
     let not_permitted = has("-EPERM") || has("(-1)") || error.contains("os error 1)");
     let locked = circumstances.lockdown.contains("[confidentiality]");
     let unknown_helper = ["unknown func", "invalid func", "cannot use helper"]
@@ -93,7 +94,9 @@ pub(super) fn diagnose(said: &str, error: &str, circumstances: &Circumstances) -
     } else {
         LossCause::Other
     };
-    let detail = log.and_then(|log| last_words(log, cause));
+    let detail = log
+        .and_then(|log| last_words(log, cause))
+        .or_else(|| last_of_program(said));
     Diagnosis {
         program: program.filter(|_| !cause.concerns_all()),
         cause,
@@ -112,10 +115,22 @@ fn failed_program(said: &str) -> Option<String> {
         .next_back()
 }
 
+/// The last thing that was said of a program, where the verifier has not been asked.
+fn last_of_program(said: &str) -> Option<&str> {
+    let mut lines = said.lines().filter(|line| line.contains("prog '"));
+    // That it has failed is known.
+    lines.rfind(|line| !line.contains(": failed to load: "))
+}
+
 /// The verifier's log, if it wrote one.
 fn verifier_log(said: &str) -> Option<&str> {
-    let (_, log) = said.rsplit_once("-- BEGIN PROG LOAD LOG --")?;
-    let log = log.split("-- END PROG LOAD LOG --").next()?.trim();
+    const END: &str = "-- END PROG LOAD LOG --";
+    // Of one that was longer than what is kept, the end is there.
+    let log = match said.rsplit_once("-- BEGIN PROG LOAD LOG --") {
+        Some((_, log)) => log,
+        None => said.rsplit_once(END)?.0,
+    };
+    let log = log.split(END).next()?.trim();
     (!log.is_empty()).then_some(log)
 }
 
@@ -196,6 +211,8 @@ mod tests {
             processed 9 insns (limit 1000000)\n\
             -- END PROG LOAD LOG --\n\
             libbpf: prog 'do_tee': failed to load: -EACCES\n";
+        let said_first = "libbpf: prog 'file_permission': BPF program load failed: -EPERM";
+        let said_last = "libbpf: prog 'semop': failed to prepare load attributes: -ESRCH";
         let scalar = "invalid dereference of R0 (an integer scalar)";
         let refused = "R4 pointer ^= pointer prohibited";
         let field = "failed to resolve CO-RE relocation <byte_off> [221] struct tty_driver.type (0:2 @ offset 8)";
@@ -224,8 +241,8 @@ mod tests {
                 Some("file_permission"),
                 "invalid func unknown#158",
             ),
-            (permission, "6.1.0", C::Privilege, None, "error"),
-            (target, "6.1.0", C::NotInKernel, Some("semop"), "error"),
+            (permission, "6.1.0", C::Privilege, None, said_first),
+            (target, "6.1.0", C::NotInKernel, Some("semop"), said_last),
             (memory, "6.1.0", C::Memory, None, "error"),
             (no_btf, "6.1.0", C::NoTypeInformation, None, "error"),
             ("", "6.1.0", C::Other, None, "error"),
@@ -243,6 +260,19 @@ mod tests {
         for said in [permission, helper] {
             assert_eq!(diagnose(said, "", &locked).cause, C::Lockdown);
         }
+    }
+
+    #[test]
+    fn of_a_log_that_is_too_long_the_end_counts() {
+        let mut said = "libbpf: prog 'do_tee': -- BEGIN PROG LOAD LOG --\n".to_owned();
+        said += &"0: (b7) r0 = 0\n".repeat(KEPT_MAX / 10);
+        said += "R4 pointer ^= pointer prohibited\nprocessed 9 insns\n-- END PROG LOAD LOG --\n\
+            libbpf: prog 'do_tee': failed to load: -EACCES\n";
+        let kept = &said[said.len() - KEPT_MAX..];
+        let found = diagnose(kept, "error", &on("7.3.4", ""));
+        assert_eq!(found.cause, LossCause::Verifier);
+        assert_eq!(found.program.as_deref(), Some("do_tee"));
+        assert_eq!(found.detail, "R4 pointer ^= pointer prohibited");
     }
 
     #[test]

@@ -17,6 +17,8 @@ use super::diagnosis::{Circumstances, diagnose, heard, is_too_old, listen};
 use super::plan::{Kernel, Plan, Way};
 use super::{Detaching, Links, lsm, skeleton};
 
+/// The kernel's type information.
+const TYPES: &str = "/sys/kernel/btf/vmlinux";
 /// Attempts. Each takes a tenth of a second, under emulation some seconds.
 const TRIES_MAX: usize = 12;
 
@@ -60,6 +62,7 @@ pub(super) fn load() -> Result<Loaded, Refused> {
     let kernel = match Running::read() {
         Ok(kernel) => kernel,
         Err(error) if is_too_old(&circumstances.release) => return Err((LossCause::TooOld, error)),
+        Err(error) if fs::exists(TYPES).unwrap_or(false) => return Err((LossCause::Other, error)),
         Err(error) => return Err((LossCause::NoTypeInformation, error)),
     };
     let places: &'static mut Places =
@@ -82,7 +85,8 @@ pub(super) fn load() -> Result<Loaded, Refused> {
             Ok(skeleton) => skeleton,
             Err(error) => {
                 let found = diagnose(&heard(), &format!("{error:#}"), &circumstances);
-                let Some(program) = found.program else {
+                // One that is not loaded at all cannot be left out.
+                let Some(program) = found.program.filter(|program| plan.is_on(program)) else {
                     return Err((found.cause, found.detail));
                 };
                 plan.failed(&program, found.cause, &found.detail, &kernel);
@@ -102,6 +106,10 @@ pub(super) fn load() -> Result<Loaded, Refused> {
                 took_ms: u32::try_from(begin.elapsed().as_millis()).unwrap_or(u32::MAX),
             });
         }
+        // What concerns all of them ends the attempts.
+        if let Some((cause, error)) = concerns_all(&resident, &hot, &failures) {
+            return Err((cause, error));
+        }
         // Detaching takes long: it goes on beside the next attempt.
         resident.append(&mut hot);
         drop(Detaching::begin(resident));
@@ -115,6 +123,18 @@ pub(super) fn load() -> Result<Loaded, Refused> {
         LossCause::TooMany,
         format!("after {TRIES_MAX} attempts: {}", lost.join(", ")),
     ))
+}
+
+/// Why none could be attached, if none could for want of the same.
+fn concerns_all(resident: &Links, hot: &Links, failures: &[(OsString, String)]) -> Option<Refused> {
+    let all = |error: &str| failures.iter().all(|(_, other)| other.contains(error));
+    let (_, first) = failures.first()?;
+    let none = resident.is_empty() && hot.is_empty();
+    match () {
+        () if none && all("os error 1)") => Some((LossCause::Privilege, first.clone())),
+        () if all("os error 12)") => Some((LossCause::Memory, first.clone())),
+        () => None,
+    }
 }
 
 fn other(error: &libbpf_rs::Error) -> Refused {
@@ -196,12 +216,9 @@ struct Running {
 
 impl Running {
     fn read() -> Result<Self, String> {
-        let btf = Btf::from_vmlinux().map_err(|error| {
-            let file = "/sys/kernel/btf/vmlinux";
-            match fs::metadata(file) {
-                Ok(_) => format!("{file}: {error:#}"),
-                Err(missing) => format!("{file}: {missing}"),
-            }
+        let btf = Btf::from_vmlinux().map_err(|error| match fs::metadata(TYPES) {
+            Ok(_) => format!("{TYPES}: {error:#}"),
+            Err(missing) => format!("{TYPES}: {missing}"),
         })?;
         Ok(Running {
             btf,

@@ -1,6 +1,5 @@
 //! What each program in the kernel sees, and what is uncertain where one does not work.
 
-use depgraph::ObjectKind;
 use guest_proto::{LossCause, LossEffect, LostProbe};
 
 /// What stands in for a program that does not work.
@@ -80,15 +79,12 @@ pub(super) const TABLE: [Row; 32] = {
         ),
         row(
             "do_splice",
-            StandIns(&[
-                &["unseen_do_splice"],
-                &["unseen_sys_splice", "unseen_io_uring"],
-            ]),
+            StandIns(&[&["unseen_do_splice"]]),
             "splice between pipes and files",
         ),
         row(
             "do_tee",
-            StandIns(&[&["unseen_do_tee"], &["unseen_sys_tee", "unseen_io_uring"]]),
+            StandIns(&[&["unseen_do_tee"]]),
             "tee between pipes",
         ),
         row(
@@ -98,12 +94,12 @@ pub(super) const TABLE: [Row; 32] = {
         ),
         row(
             "mq_timedsend",
-            StandIns(&[&["unseen_mq_timedsend"], &["unseen_sys_mq_timedsend"]]),
+            StandIns(&[&["unseen_mq_timedsend"]]),
             "sends to POSIX message queues",
         ),
         row(
             "mq_timedreceive",
-            StandIns(&[&["unseen_mq_timedreceive"], &["unseen_sys_mq_timedreceive"]]),
+            StandIns(&[&["unseen_mq_timedreceive"]]),
             "receives from POSIX message queues",
         ),
         row(
@@ -128,7 +124,7 @@ pub(super) const TABLE: [Row; 32] = {
         ),
         row(
             "io_msg_ring",
-            StandIns(&[&["unseen_io_msg_ring"], &["unseen_io_uring"]]),
+            StandIns(&[&["unseen_io_msg_ring"]]),
             "messages between io_uring rings",
         ),
         row(
@@ -189,18 +185,6 @@ pub(super) const TABLE: [Row; 32] = {
         row("tasks", FromProc, "the list of processes"),
     ]
 };
-
-/// The kinds of objects of which somebody has to hold one for a program to run in his name; none for a
-/// program that runs in anybody's. Where the kernel has skipped one, those who hold such an object are
-/// uncertain; otherwise everybody is.
-pub(super) fn needs(program: &str) -> &'static [ObjectKind] {
-    match program.trim_start_matches("unseen_") {
-        "do_splice" | "do_tee" | "vmsplice" => &[ObjectKind::Pipe],
-        "mq_timedsend" | "mq_timedreceive" => &[ObjectKind::PosixQueue],
-        "io_msg_ring" => &[ObjectKind::Event],
-        _ => &[],
-    }
-}
 
 /// The row of a program.
 pub(super) fn row_of(program: &str) -> Option<&'static Row> {

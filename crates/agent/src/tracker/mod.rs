@@ -167,7 +167,7 @@ impl Tracker {
     pub(crate) fn state(&self) -> ProbeState {
         let lost = self.plan.lost().iter().map(loss::Lost::told);
         let unattached = self.unattached.iter().filter_map(|(name, error)| {
-            let row = loss::row_of(name)?;
+            let row = loss::row_of(name.trim_start_matches("unseen_"))?;
             let (cause, effect) = (LossCause::Attach, LossEffect::Everyone);
             Some(LostProbe::new(name, row.sees, cause, error, effect))
         });
@@ -343,23 +343,6 @@ impl Tracker {
             table_full: self.counters().table_full,
             probes_skipped: self.skipped_by().iter().map(|(_, count)| count).sum(),
         }
-    }
-
-    /// The kinds of objects through which something has gone unseen in this window; nothing where it
-    /// may have been anything.
-    pub(crate) fn lost_kinds(&self) -> Option<Vec<ObjectKind>> {
-        if self.counters().table_full > 0 {
-            return None;
-        }
-        let mut kinds = Vec::new();
-        for (program, _) in self.skipped_by() {
-            let needs = loss::needs(&program);
-            if needs.is_empty() {
-                return None;
-            }
-            kinds.extend_from_slice(needs);
-        }
-        Some(kinds)
     }
 
     /// How often each probe was skipped in this window.

@@ -320,8 +320,7 @@ mod tests {
         };
         assert_eq!(lost.row.program, "io_msg_ring");
         // A stand-in in the same place would find none either.
-        assert_eq!(lost.stand_ins, ["unseen_io_uring"]);
-        assert_eq!(lost.effect(), LossEffect::Users);
+        assert_eq!(lost.effect(), LossEffect::Everyone);
     }
 
     #[test]

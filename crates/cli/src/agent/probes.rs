@@ -92,8 +92,8 @@ mod tests {
         assert_eq!(
             told[0].sentence(),
             "the guest's probe do_tee (tee between pipes) does not work: the kernel's verifier \
-             refuses it (R4 pointer?[2J); processes that do this are taken to be dependent; use a \
-             newer unmoor-agent, or report this kernel with the agent's log"
+             refuses it (R4 pointer?[2J); those who do this, and those who may have got something by it, \
+             are taken to be dependent; use a newer unmoor-agent, or report this kernel with the agent's log"
         );
         state.lost.clear();
         state.none = Some((LossCause::TooOld, String::new()));

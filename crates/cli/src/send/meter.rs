@@ -51,12 +51,17 @@ impl Meter {
     }
 }
 
+/// Samples of a full link after which it is known. Of fewer, all may be of a moment in which the receiver
+/// was busy; and whoever is judged by that to stand for too long is moved live for good.
+const LINK_KNOWN_AFTER: u32 = 3;
+
 /// What the link carries, measured while it is full: while something waits for it all the time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LinkRate {
     full_since: Option<Instant>,
     bytes: u64,
     per_second: Option<f64>,
+    samples: u32,
     newest: f64,
 }
 
@@ -66,6 +71,7 @@ impl Default for LinkRate {
             full_since: None,
             bytes: 0,
             per_second: None,
+            samples: 0,
             newest: LINK_NEWEST,
         }
     }
@@ -101,6 +107,7 @@ impl LinkRate {
             Some(before) if rate < before => before + self.newest * (rate - before),
             _ => rate,
         });
+        self.samples = self.samples.saturating_add(1);
         self.full_since = Some(now);
         self.bytes = 0;
     }
@@ -112,7 +119,9 @@ impl LinkRate {
             clippy::cast_sign_loss,
             reason = "a rate is neither negative nor near the limit"
         )]
-        self.per_second.map(|rate| rate as u64)
+        self.per_second
+            .filter(|_| self.samples >= LINK_KNOWN_AFTER)
+            .map(|rate| rate as u64)
     }
 }
 
@@ -164,6 +173,20 @@ mod tests {
         rate.sent(at(6200), 500_000, true);
         rate.sent(at(6300), 0, false);
         rate.sent(at(60_000), 0, false);
+        assert_eq!(rate.rate(), Some(100_000));
+    }
+
+    #[test]
+    fn a_receiver_that_is_busy_at_first_is_no_slow_link() {
+        let start = Instant::now();
+        let mut rate = LinkRate::default();
+        let at = |ms| start + Duration::from_millis(ms);
+        rate.sent(at(0), 0, true);
+        for (ms, bytes) in [(200, 1_000), (400, 2_000)] {
+            rate.sent(at(ms), bytes, true);
+            assert_eq!(rate.rate(), None);
+        }
+        rate.sent(at(600), 20_000, true);
         assert_eq!(rate.rate(), Some(100_000));
     }
 
