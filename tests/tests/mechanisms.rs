@@ -58,10 +58,6 @@ fn check(name: &str, kernel: Kernel, preemption: Preemption, words: &str) -> Res
 
     let words = Words::new(&report.processes);
     let processes = seen.processes();
-    let uncertain = mechanisms
-        .iter()
-        .filter(|one| is_uncertain(one, &processes));
-    println!("uncertain: {}", uncertain.count());
     let mut rows = Vec::new();
     let mut wrong = Vec::new();
     for mechanism in &mechanisms {
