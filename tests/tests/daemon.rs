@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::relay::{self, Unmoor};
-use lab::{HOST_A, HOST_B, Host, VmOptions, program};
+use lab::relay;
+use lab::{HOST_A, HOST_B, Host, program};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use unmoor_tests::authority::Authority;

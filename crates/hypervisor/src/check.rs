@@ -336,9 +336,9 @@ mod tests {
     #[test]
     fn the_table_of_versions_is_read() {
         let newest = newest_tried().unwrap();
-        assert!(newest >= super::version("11.1.3").unwrap(), "{newest}");
-        assert_eq!(super::version("10"), None);
-        assert_eq!(super::version("newest"), None);
+        assert!(newest >= version("11.1.3").unwrap(), "{newest}");
+        assert_eq!(version("10"), None);
+        assert_eq!(version("newest"), None);
     }
 
     fn facts() -> VmFacts {
