@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use agent::Character;
 use world::{Ending, World};
 
-const DEFAULT_RUNS: u64 = 400;
+const DEFAULT_RUNS: u64 = 700;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
