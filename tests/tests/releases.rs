@@ -38,7 +38,7 @@ fn an_old_unmoord_and_a_new_one() -> Result<()> {
     }
     // The old one throws the acknowledgement away: the new one at the source ends it, in words.
     let mut scene = Scene::of([&ours, &theirs], &[], &[], false)?;
-    scene.begin_with("0.sock", &SINCE, &["switchover-ack"])?;
+    scene.begin_with("0.sock", &SINCE, &SINCE)?;
     let error = scene.failed()?;
     ensure!(error.contains("switchover-ack"), "{error}");
     results::record(
