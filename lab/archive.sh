@@ -98,7 +98,7 @@ wanted() { # wanted THING SPEC
     libvirt-*) package=libvirt-daemon ;;
     # The programs of the small guest.
     guest-12) package=redis-server prefix='' from=(bookworm) ;;
-    *) cannot "nobody knows a thing named $thing $spec" ;;
+    *) cannot "the lab has no thing named $thing $spec" ;;
   esac
   case $thing-$spec in
     *-newest) prefix='' ;;

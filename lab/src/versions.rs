@@ -9,7 +9,7 @@ use crate::provisions;
 /// Why a thing is not here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Missing {
-    /// Nobody has tried to fetch it.
+    /// The set-up has not tried to fetch it.
     NotSetUp {
         /// What it is.
         what: String,

@@ -118,7 +118,7 @@ pub fn run(vm: &mut Vm, folder: &str) -> Result<Seen> {
     })
 }
 
-/// Exercises all mechanisms while nobody looks.
+/// Exercises all mechanisms without a window.
 pub fn exercise(vm: &mut Vm, folder: &str) -> Result<()> {
     begin(vm, folder)?;
     finish(vm, folder)

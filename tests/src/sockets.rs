@@ -1,4 +1,4 @@
-//! Two bare QEMUs between which `unmoord` on each host carries a migration, as whoever manages VMs has it.
+//! Two bare QEMUs between which `unmoord` on each host carries a migration, as a manager of VMs arranges it.
 
 use std::path::Path;
 use std::time::Instant;

@@ -160,7 +160,7 @@ fn check(vm: &mut Vm, folder: &str, all: bool) -> Result<(Seen, [usize; 2])> {
         seen.report.summary,
         vm.guest("cat /run/agent.log")?
     );
-    // What everybody is uncertain of leaves nobody who may pause.
+    // If everything is uncertain, no process may pause.
     let independent = seen.report.processes.iter();
     let independent = independent.filter(|one| !one.class.stays_live()).count();
     ensure!(!all || independent == 0, "{independent} are independent");
@@ -168,7 +168,8 @@ fn check(vm: &mut Vm, folder: &str, all: bool) -> Result<(Seen, [usize; 2])> {
     Ok((seen, [exact, exercised]))
 }
 
-/// One set of faults: named, nobody falsely independent. How exact it is counts where no probe was skipped.
+/// One set of faults: each is named, and no process is falsely independent. How many mechanisms are seen
+/// exactly is counted in a run in which no probe was skipped.
 fn one(lab: &Lab, kernel: Kernel, lost: &[(&str, LossEffect, Way)]) -> Result<Value> {
     let faults: Vec<String> = lost.iter().map(|(name, _, way)| way.faults(name)).collect();
     let mut vm = guest(lab, kernel, &faults.join(","))?;

@@ -188,8 +188,8 @@ static __always_inline bool use_ip(struct task_struct *task, struct sock *sk, st
 }
 
 /* Without the helper that follows a socket to its peer, the peer's cookie can only be read, not
- * made: where it has none yet, whoever reads from it later has it made, and then nobody knows that
- * this was for him. */
+ * made. Where the peer has none yet, its reader makes one later, and this write cannot be connected
+ * with that reader any more. */
 static __always_inline bool use_unix_before_5_16(struct task_struct *task, struct sock *sk)
 {
 	struct unix_sock *unix_sock = (struct unix_sock *)sk;

@@ -418,7 +418,7 @@ struct pcpu_hot {
 extern const struct pcpu_hot pcpu_hot __ksym __weak;
 
 /* Whether the current task only lends its time to an interrupt. Where the kernel's count cannot be read,
- * or nobody knows what its bits mean, every wake-up counts. */
+ * or the meaning of its bits is not known, every wake-up counts. */
 static __always_inline bool is_borrowed(void)
 {
 	u32 count;
@@ -727,7 +727,7 @@ int tasks(struct bpf_iter__task *context)
 }
 
 /* ---- Stand-ins: a program that this kernel refuses is replaced by one in its place that looks at
- * nothing but who runs there. It says that this process has done what could not be looked at, and
+ * nothing but which process runs there. It says that this process has done what could not be looked at, and
  * through which kinds of objects others may have got something from it. They are loaded only where
  * they are needed. */
 
@@ -744,7 +744,7 @@ static __always_inline int unseen(struct task_struct *task, u64 kinds)
 	if (is_unwatched(task) || is_seen(signature))
 		return 0;
 	stay();
-	/* Nobody knows which file it was: from now on every file counts as written. */
+	/* It may have been any file: from now on every file counts as written. */
 	if (kinds & OF(FILE))
 		all_written = 1;
 	if (record_flow(task, KIND_UNSEEN, kinds, 0, READS | WRITES))
@@ -792,7 +792,7 @@ int BPF_PROG(unseen_msgrcv, struct kern_ipc_perm *ipc, void *message, struct tas
 	return unseen(receiver, OF(MESSAGE_QUEUE));
 }
 
-/* Only a shared mapping writes; and anonymous memory is nobody else's. */
+/* Only a shared mapping writes, and anonymous memory is not shared by name. */
 SEC("fentry/security_mmap_file")
 int unseen_mmap_file(u64 *arguments)
 {

@@ -25,7 +25,7 @@ enum kind {
 	/* Another process: a is its pid, b its start. */
 	KIND_PROCESS,
 	/* Something that could not be looked at. The bits of a are the kinds of objects that it may
-	 * have gone through: all who use such an object are concerned. */
+	 * have gone through: every process that uses such an object is concerned. */
 	KIND_UNSEEN,
 };
 

@@ -116,7 +116,7 @@ pub(crate) fn tasks() -> Vec<Task> {
         .collect()
 }
 
-/// Who traces a process, or one of its threads.
+/// The process that traces another, or one of its threads.
 fn tracer(pid: u32) -> Option<ProcessId> {
     let tracers = numbers(&format!("/proc/{pid}/task")).map(|thread| {
         let status = fs::read(format!("/proc/{pid}/task/{thread}/status")).unwrap_or_default();

@@ -392,7 +392,7 @@ impl Agent {
         };
         ensure!(
             !tracker.doubts().everyone,
-            "nothing is frozen where it would not be seen who is turned to: a probe does not work"
+            "nothing is frozen while a probe is lost that would see a process being addressed"
         );
         // Before anything stands, so that nothing falls between.
         open.window.take(&tracker.watch_closely(true)?);

@@ -32,7 +32,7 @@ pub(crate) struct Window {
     /// their control group, and through which process.
     facing: HashMap<String, ProcessId>,
     doubts: Doubts,
-    /// Who holds an object of a kind, without having been seen to use it.
+    /// Processes that hold an object of a kind, without having been seen to use it.
     held: BTreeMap<ObjectKind, BTreeSet<ProcessId>>,
     /// Kinds of objects through which something has gone that could not be looked at.
     unseen: BTreeSet<ObjectKind>,
@@ -316,8 +316,8 @@ impl Window {
         }
     }
 
-    /// Something has gone through an object of this kind, and nobody knows which: whoever uses one, or
-    /// could be reached through one, may have got it.
+    /// Data has gone through an object of this kind, and it is not known through which. Every process that
+    /// uses such an object, or can be reached through one, may have received it.
     fn doubt(&mut self, kind: ObjectKind) {
         if !self.unseen.insert(kind) {
             return;

@@ -97,19 +97,19 @@ impl LossCause {
 pub enum LossEffect {
     /// Nothing: what it would have seen is found in another way.
     None,
-    /// Those who do what it would have seen, and those who may have got something by that.
+    /// The processes that do what it would have seen, and those that may have received something by that.
     Users,
     /// Every process.
     Everyone,
 }
 
 impl LossEffect {
-    /// Who is taken to be dependent for want of the probe, as a sentence.
+    /// Which processes are taken to be dependent without the probe, as a sentence.
     pub fn words(self) -> &'static str {
         match self {
             LossEffect::None => "nothing is uncertain without it",
             LossEffect::Users => {
-                "those who do this, and those who may have got something by it, are taken to be dependent"
+                "processes that do this, or may receive something by it, are taken to be dependent"
             }
             LossEffect::Everyone => "every process is taken to be dependent",
         }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! libvirt's event loop is never kept waiting: that would be the end of its connection. QEMU may begin a
-//! pass thousands of times a second; whoever listens hears of the newest when there is time for it.
+//! pass thousands of times a second; the reader gets the newest when it has time for it.
 
 use std::ffi::CStr;
 use std::io::{BufRead, BufReader, Write};
@@ -72,7 +72,7 @@ impl Monitor {
     }
 }
 
-/// Events that nobody has heard of yet, of each kind the newest.
+/// Events that have not been read yet, of each kind the newest.
 type Unheard = Arc<Mutex<Vec<Event>>>;
 
 /// Where they are put.
@@ -99,7 +99,7 @@ fn newest() -> (Events, News) {
 }
 
 impl Events {
-    /// Never waits for whoever listens.
+    /// Never waits for the reader.
     fn keep(&self, event: &Event) {
         let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
         unheard.retain(|older| older.name != event.name);
@@ -111,7 +111,7 @@ impl Events {
 }
 
 impl News {
-    /// Tells them in their order, until nobody puts any or one cannot be told.
+    /// Writes them in their order, until there is no sender left or one cannot be written.
     fn tell(self, mut tell: impl FnMut(&Event) -> std::io::Result<()>) {
         for () in self.woken {
             let unheard =

@@ -32,7 +32,7 @@ pub(super) fn heard() -> String {
     reason = "the library calls it with a String"
 )]
 fn keep(_: PrintLevel, text: String) {
-    // It reaches the system's log as well; that nobody reads that is no reason to fail.
+    // The system's log gets it as well; a log that cannot be written is no reason to fail.
     let _ = std::io::stderr().write_all(text.as_bytes());
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     said.push_str(&text);

@@ -196,7 +196,7 @@ fn attach_one(program: &ProgramMut<'_>) -> libbpf_rs::Result<Link> {
     }
 }
 
-/// Whether a program is one of those that follow processes, rather than read what stands.
+/// Whether a program follows what processes do, unlike the iterators, which read the state they are in.
 fn is_probe(section: &OsStr) -> bool {
     !section.to_string_lossy().starts_with("iter/")
 }
@@ -239,8 +239,8 @@ impl Running {
 }
 
 /// The bits of a preemption count of this size that are set while an interrupt is served. They are no
-/// part of the type information; but when they moved, in 7.3, the count became larger. Of an unknown
-/// size nobody knows: then every wake-up counts.
+/// part of the type information; but when they moved, in 7.3, the count became larger. A count of another
+/// size may have other bits: then every wake-up counts.
 fn interrupt_bits(size: Option<u8>) -> u32 {
     const SERVING_SOFTIRQ: u32 = 0x100;
     match size {

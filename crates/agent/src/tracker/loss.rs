@@ -2,11 +2,11 @@
 
 use guest_proto::{LossCause, LossEffect, LostProbe};
 
-/// What stands in for a program that does not work.
+/// What replaces a program that does not work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Loss {
-    /// Stand-ins, which tell who did something in its place; those who may have got something from them
-    /// are uncertain, too. The first of these sets that works is used.
+    /// Stand-ins, which name the processes that did something in its place. Processes that may have
+    /// received something from those are uncertain, too. The first of these sets that works is used.
     StandIns(&'static [&'static [&'static str]]),
     /// Every process is taken to wait for the end of its children.
     EverybodyWaits,
@@ -205,7 +205,7 @@ pub(crate) struct Doubts {
     pub(crate) everybody_waits: bool,
 }
 
-/// A program that does not work, with what stands in for it.
+/// A program that does not work, and the stand-ins that replace it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Lost {
     pub(super) row: &'static Row,

@@ -48,7 +48,7 @@ impl LostProbe {
         all.chain(some).collect()
     }
 
-    /// One sentence: what is lost, why, who is concerned, and what to do.
+    /// One sentence: what is lost, why, which processes are concerned, and what to do.
     pub(crate) fn sentence(&self) -> String {
         let cause = match self.detail.is_empty() {
             true => self.cause.words().to_owned(),
@@ -62,8 +62,8 @@ impl LostProbe {
                 self.advice
             ),
             None => format!(
-                "none of the guest's probes works: {cause}; whoever is active is taken to be dependent, \
-                 and nobody is paused; {}",
+                "none of the guest's probes works: {cause}; every active process is taken to be \
+                 dependent, and none is paused; {}",
                 self.advice
             ),
         }
@@ -92,8 +92,8 @@ mod tests {
         assert_eq!(
             told[0].sentence(),
             "the guest's probe do_tee (tee between pipes) does not work: the kernel's verifier \
-             refuses it (R4 pointer?[2J); those who do this, and those who may have got something by it, \
-             are taken to be dependent; use a newer unmoor-agent, or report this kernel with the agent's log"
+             refuses it (R4 pointer?[2J); processes that do this, or may receive something by it, are \
+             taken to be dependent; use a newer unmoor-agent, or report this kernel with the agent's log"
         );
         state.lost.clear();
         state.none = Some((LossCause::TooOld, String::new()));

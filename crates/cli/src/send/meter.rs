@@ -51,8 +51,8 @@ impl Meter {
     }
 }
 
-/// Samples of a full link after which it is known. Of fewer, all may be of a moment in which the receiver
-/// was busy; and whoever is judged by that to stand for too long is moved live for good.
+/// Samples of a full link after which its rate is known. Fewer samples may all fall into a moment in which
+/// the receiver was busy; a job whose pause is estimated from those is moved live for good.
 const LINK_KNOWN_AFTER: u32 = 3;
 
 /// What the link carries, measured while it is full: while something waits for it all the time.

@@ -346,7 +346,7 @@ impl Session<'_> {
                 }
                 Err(error) => error,
             };
-            // A daemon that is started again answers soon; who has enough of waiting says so by a signal.
+            // A daemon that is started again answers soon; a signal ends the wait.
             let mut fds = [PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN)];
             let next = deadline.min(Instant::now() + LOOK_EVERY);
             let is_called = !matches!(wait(&mut fds, Some(next)), Ok(0));

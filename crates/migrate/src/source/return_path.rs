@@ -43,7 +43,7 @@ impl Source {
         self.uses.has(Capabilities::SWITCHOVER_ACK)
     }
 
-    /// What this side can do: it need not hear what nobody here waits for.
+    /// What this side can do: it does not offer to receive what no QEMU here waits for.
     pub(super) fn offers(&self) -> Capabilities {
         match self.return_path {
             Some(_) => Capabilities::OURS,
