@@ -304,7 +304,7 @@ make_guest() { # make_guest FOLDER PACKAGE VERSION SUITE
 
 obtain() { # obtain THING SPEC: ends the shell if it cannot
   local folder=$LAB/$1-$2 package version suite prefix from line
-  # What is here stays until somebody asks for something else.
+  # What is here stays until another version is asked for.
   line=$(line_of "$VERSIONS" "$1" "$2")
   if [ -z "${UNMOOR_VERSIONS:-}" ] || [ "$line" = "$(line_of "$UNMOOR_VERSIONS" "$1" "$2")" ]; then
     [ "$(cat "$folder/.key" 2>/dev/null)" != "$(key_of "$line")" ] || return 0

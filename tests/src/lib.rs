@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use guest_proto::Welcome;
-use lab::client::RedisReport;
+use lab::client::{RedisReport, Running};
 use lab::ram::RamDiff;
 use lab::relay::Unmoor;
 use lab::{HOST_A, Host, Lab, LabOptions, Vm, VmOptions, ram};
@@ -165,6 +165,48 @@ pub fn connect_agent(vm: &Vm) -> Result<(Client, Welcome)> {
             Err(_) => {}
         }
     }
+}
+
+/// A VM that was moved with an agent, while a client outside used its Redis.
+#[derive(Debug)]
+pub struct Moved {
+    /// The VMs and their lab.
+    pub pair: Pair,
+    /// The sender's words.
+    pub sender: Unmoor,
+    /// Its summary.
+    pub summary: Value,
+    /// The receiver's last words.
+    pub received: Value,
+    /// What the client saw.
+    pub redis: RedisReport,
+}
+
+/// Moves a guest whose writer has so many MiB and writes so many MB/s (0: as fast as it can) as `unmoor`
+/// decides with its agent. The writer's memory is right afterwards, and no request is lost.
+pub fn move_with_agent(guest: &VmOptions, writer: (u32, u32)) -> Result<Moved> {
+    let mut pair = Pair::new(guest)?;
+    let (mib, mb_per_s) = writer;
+    start_writer(&mut pair.source, mib, mb_per_s, "full")?;
+    let client = Running::redis(&pair.lab, 100)?;
+    drop(connect_agent(&pair.source)?);
+    let channel = |vm: &Vm| vm.agent_path().display().to_string();
+    let mut receiver = pair.receive(&["--once", "--agent", &channel(&pair.destination)])?;
+    let mut sender = pair.send(&["--agent", &channel(&pair.source)])?;
+    let summary = sender.summary(MIGRATION_LIMIT)?;
+    ensure!(receiver.exit(SHORT)? == 0, "{:?}", receiver.events());
+    let received = receiver.await_event("received", SHORT)?;
+    verify_writer(&mut pair.destination)?;
+    await_writing(&mut pair.destination)?;
+    let redis = client.finish()?;
+    nothing_is_lost(&redis)?;
+    Ok(Moved {
+        pair,
+        sender,
+        summary,
+        received,
+        redis,
+    })
 }
 
 /// What either half of the relay may use: 64 MiB and 48 bytes for each guest page.

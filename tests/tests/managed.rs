@@ -7,14 +7,12 @@ use anyhow::{Context, Result, ensure};
 use lab::client::Running;
 use lab::libvirt::DOMAIN;
 use lab::relay::Unmoor;
-use lab::{Vm, VmOptions, results};
+use lab::{VmOptions, results};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use unmoor_tests::authority::Authority;
 use unmoor_tests::hosts::{Hosts, HostsOptions, verify};
-use unmoor_tests::{
-    MIGRATION_LIMIT, Pair, SHORT, connect_agent, nothing_is_lost, start_writer, verify_writer,
-};
+use unmoor_tests::{MIGRATION_LIMIT, SHORT, move_with_agent, nothing_is_lost};
 
 /// A VM with an agent, and a writer that outruns the link.
 fn with_agent(rate: &'static str) -> HostsOptions {
@@ -402,17 +400,7 @@ fn moved_by_the_plain_tool() -> Result<Value> {
         agent: true,
         ..VmOptions::default()
     };
-    let mut pair = Pair::new(&guest)?;
-    start_writer(&mut pair.source, 200, 0, "full")?;
-    let _client = Running::redis(&pair.lab, 100)?;
-    drop(connect_agent(&pair.source)?);
-    let channel = |vm: &Vm| vm.agent_path().display().to_string();
-    let mut receiver = pair.receive(&["--once", "--agent", &channel(&pair.destination)])?;
-    let mut sender = pair.send(&["--agent", &channel(&pair.source)])?;
-    let summary = sender.summary(MIGRATION_LIMIT)?;
-    ensure!(receiver.exit(SHORT)? == 0);
-    verify_writer(&mut pair.destination)?;
-    Ok(summary)
+    Ok(move_with_agent(&guest, (200, 0))?.summary)
 }
 
 fn moved_under_libvirt() -> Result<Value> {

@@ -97,8 +97,8 @@ fn memory_above_the_hole() -> Result<()> {
     moves_to_the_byte("memory_above_the_hole", &options, QemuVersion::V10_0)
 }
 
-/// Whoever moved the VM before has left on what libvirt switches on: it is off while the VM moves, for
-/// nobody would answer, and on again afterwards. The destination's QEMU says its word all the same.
+/// An earlier tool has left capabilities on that libvirt uses. They are off while the VM moves, since no
+/// answer would come, and on again afterwards. The destination's QEMU acknowledges all the same.
 #[test]
 fn what_makes_a_qemu_wait_is_off_while_it_moves_and_on_again_afterwards() -> Result<()> {
     let options = VmOptions {

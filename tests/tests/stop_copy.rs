@@ -1,14 +1,14 @@
 //! Migrations that pause the processes on which nobody outside depends, on real QEMU.
 
 use anyhow::{Context, Result, ensure};
-use lab::client::{RedisReport, Running};
+use lab::client::Running;
 use lab::{Vm, VmOptions, results};
 use serde_json::{Value, json};
 use unmoor_tests::backend::Backend;
 use unmoor_tests::on_the_way::left_behind;
 use unmoor_tests::{
-    MIGRATION_LIMIT, Pair, SHORT, await_writing, connect_agent, nothing_is_lost, start_writer,
-    verify_writer,
+    MIGRATION_LIMIT, Moved, Pair, SHORT, await_writing, connect_agent, move_with_agent,
+    start_writer, verify_writer,
 };
 
 fn guest() -> VmOptions {
@@ -29,15 +29,12 @@ fn frozen(summary: &Value) -> Vec<Value> {
 
 #[test]
 fn a_job_that_outruns_the_link_is_paused_and_moves_once() -> Result<()> {
-    let mut pair = Pair::new(&guest())?;
-    start_writer(&mut pair.source, 300, 0, "full")?;
-    let client = Running::redis(&pair.lab, 100)?;
-    drop(connect_agent(&pair.source)?);
-    let mut receiver = pair.receive(&["--once", "--agent", &channel(&pair.destination)])?;
-    let mut sender = pair.send(&["--agent", &channel(&pair.source)])?;
-    let summary = sender.summary(MIGRATION_LIMIT)?;
-    assert_eq!(receiver.exit(SHORT)?, 0);
-    let received = receiver.await_event("received", SHORT)?;
+    let Moved {
+        summary,
+        received,
+        redis,
+        ..
+    } = move_with_agent(&guest(), (300, 0))?;
     assert_eq!(received["thawed"], 1, "{received}");
     let paused = frozen(&summary);
     ensure!(paused.len() == 1, "{summary}");
@@ -50,10 +47,6 @@ fn a_job_that_outruns_the_link_is_paused_and_moves_once() -> Result<()> {
     let sent = summary["wire_bytes"].as_u64().unwrap_or(u64::MAX);
     let memory = summary["guest_nonfree_bytes"].as_u64().unwrap_or(0);
     ensure!(sent < memory + memory / 4, "{summary}");
-    verify_writer(&mut pair.destination)?;
-    await_writing(&mut pair.destination)?;
-    let redis: RedisReport = client.finish()?;
-    nothing_is_lost(&redis)?;
     results::record("stop_copy", &json!({"summary": summary, "redis": redis}))
 }
 

@@ -7,17 +7,13 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use lab::client::Running;
 use lab::libvirt::DOMAIN;
 use lab::relay::Unmoor;
-use lab::{
-    Kernel, LibvirtOptions, LibvirtVersion, Missing, QemuVersion, Vm, VmOptions, ram, results,
-};
+use lab::{Kernel, LibvirtOptions, LibvirtVersion, Missing, QemuVersion, VmOptions, ram, results};
 use serde_json::{Value, json};
 use unmoor_tests::hosts::{Hosts, HostsOptions, succeeds};
 use unmoor_tests::{
-    MIGRATION_LIMIT, Pair, SHORT, await_writing, connect_agent, nothing_is_lost, start_writer,
-    verify_writer,
+    MIGRATION_LIMIT, Moved, Pair, SHORT, move_with_agent, start_writer, verify_writer,
 };
 
 /// The versions of the table in the documentation.
@@ -68,25 +64,16 @@ fn kernel_moves(kernel: Kernel) -> Result<Value> {
         ..VmOptions::default()
     };
     let has_probes = kernel != Kernel::V5_10;
-    let mut pair = Pair::new(&guest)?;
-    let (mib, rate) = if has_probes { (300, 0) } else { (64, 30) };
-    start_writer(&mut pair.source, mib, rate, "full")?;
-    let client = Running::redis(&pair.lab, 100)?;
-    drop(connect_agent(&pair.source)?);
-    let channel = |vm: &Vm| vm.agent_path().display().to_string();
-    let mut receiver = pair.receive(&["--once", "--agent", &channel(&pair.destination)])?;
-    let mut sender = pair.send(&["--agent", &channel(&pair.source)])?;
-    let summary = sender.summary(MIGRATION_LIMIT)?;
-    ensure!(receiver.exit(SHORT)? == 0);
+    let writer = if has_probes { (300, 0) } else { (64, 30) };
+    let Moved {
+        sender, summary, ..
+    } = move_with_agent(&guest, writer)?;
     let paused = summary["frozen"].as_array().map_or(0, Vec::len);
     ensure!(paused == usize::from(has_probes), "{summary}");
     if !has_probes {
         let told = sender.await_event("lost_probes", SHORT)?.to_string();
         ensure!(told.contains("Linux 5.12"), "{told}");
     }
-    verify_writer(&mut pair.destination)?;
-    await_writing(&mut pair.destination)?;
-    nothing_is_lost(&client.finish()?)?;
     Ok(figures(&summary))
 }
 
